@@ -1,0 +1,157 @@
+"""The four joints at which a fusion acts, and the one place where plug-ins and models are matched.
+
+arrange   how the modalities of a row are laid into one sequence, and where embeddings are read
+trunk     how a block treats tokens of different modality
+combine   how vectors or logits of the modalities become one
+schedule  how one batch becomes updates
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+from zoo.config import split_spec
+from zoo.errors import ZooError
+from zoo.registry import JOINTS, entry, make, names
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from zoo.types import Batch
+
+
+class Words(NamedTuple):
+    """The fixed strings of a prompt in one language."""
+
+    note: str  # opens a note
+    compress: str  # asks for the one word; ends where the embedding is read
+    close: str  # closes the compressed word
+    keys: Mapping[str, str]  # the key of each field and medium: {"title": "标题", "image": "图片"}
+
+
+class Parts(NamedTuple):
+    """One row, as an arrange plug-in sees it. What is absent stands in neither mapping."""
+
+    fields: Mapping[str, str]  # text fields, cleaned, in the order of the prompt; empty ones of a present text included
+    media: Sequence[str]  # the media that the row has, in order: ("image",)
+    words: Words
+
+
+class Segment(NamedTuple):
+    """A stretch of the sequence: a piece of text, the tokens of a medium, or a special token."""
+
+    text: str = ""
+    media: str | None = None  # the tokens of this medium stand here
+    role: str | None = None  # a special token of the tokenizer stands here
+    anchor: str | None = None  # the embedding of this name is read at the last token of this segment
+    keep: bool = False  # truncation never shortens it
+
+
+class Arrange(Protocol):
+    """Joint ``arrange``: pure text, run in the data loader's workers."""
+
+    anchors: tuple[str, ...]  # the main one first
+    media: bool  # whether tokens of media enter the sequence
+
+    def __call__(self, parts: Parts) -> list[Segment]:
+        """The sequence of one row."""
+
+
+class Trunk(Protocol):
+    """Joint ``trunk``."""
+
+    banks: tuple[str, ...]  # the sub-layers that exist once per modality: "ffn", "qkv", "out", "norm"
+
+    def __call__(self, kind: str, layer: int) -> str:
+        """Which expert serves tokens of modality ``kind`` in block ``layer``, counted from 0."""
+
+
+class Combine(Protocol):
+    """Joint ``combine``: made with ``(names, dim)``."""
+
+    def __call__(self, x: Mapping[str, Tensor], present: Mapping[str, Tensor]) -> Tensor:
+        """Vectors {name: (B, D)} and who is there {name: (B,) bool} to (B, D). Absent vectors weigh nothing."""
+
+
+class Phase(NamedTuple):
+    """One update that a schedule makes of a batch."""
+
+    name: str
+    batch: Batch
+    modalities: tuple[str, ...] | None = None  # only these take part; None: all
+
+
+class Schedule(Protocol):
+    """Joint ``schedule``: an ``nn.Module``, its state are buffers.
+
+    For each phase the loop runs forward, backward, unscale, clip, `before_step`, optimizer step, `after_step`, zero_grad.
+    """
+
+    multi_phase: bool  # more than one update a batch: gradient accumulation is refused
+
+    def phases(self, batch: Batch) -> Iterator[Phase]:
+        """The updates of one batch, in order."""
+
+    def before_step(self, model: nn.Module, phase: Phase) -> None:
+        """Called with the clipped gradients in place."""
+
+    def after_step(self, model: nn.Module, phase: Phase, previous: Mapping[str, Tensor]) -> None:
+        """Called after the optimizer moved the parameters away from ``previous``."""
+
+    def watched(self, model: nn.Module) -> Mapping[str, Tensor]:
+        """The parameters that `after_step` wants to have seen before the step, by name; {} for none."""
+
+
+class Composed(NamedTuple):
+    """What fills each joint: {joint: (plug-in name, its keywords)}, None where nothing does."""
+
+    arrange: tuple[str, dict[str, Any]] | None = None
+    trunk: tuple[str, dict[str, Any]] | None = None
+    combine: tuple[str, dict[str, Any]] | None = None
+    schedule: tuple[str, dict[str, Any]] | None = None
+
+    def make(self, joint: str, *positional: Any) -> Any:
+        """Make the plug-in of ``joint``, or None where nothing fills it."""
+        chosen = getattr(self, joint)
+        return None if chosen is None else make("fusion", {"name": chosen[0], **chosen[1]}, *positional)
+
+
+def compose(fusion: Any, model: str, offers: Mapping[str, str | None]) -> Composed:
+    """Match the plug-ins that a user named with the joints that a model has.
+
+    A plug-in that fills two joints is unfolded first; a plug-in named for a joint wins over one that came along; the order
+    in the list means nothing; a joint that nobody fills takes the model's default.
+
+    Args:
+        fusion: A name, a mapping with ``name`` and keywords, or a list of them; [] or None for the model's defaults.
+        model: The model's name, for the message.
+        offers: The model's joints, each with its default plug-in or None.
+
+    Raises:
+        ZooError: If a plug-in fills a joint that the model does not have, or two named ones fill the same.
+    """
+    specs = [] if fusion is None else list(fusion) if isinstance(fusion, list | tuple) else [fusion]
+    named: dict[str, tuple[str, dict[str, Any]]] = {}
+    implied: dict[str, tuple[str, dict[str, Any]]] = {}
+    for spec in specs:
+        name, keywords = split_spec(spec)
+        for joint, brings in entry("fusion", name).joints.items():
+            if joint not in offers:
+                raise ZooError(_no_joint(name, joint, model, offers))
+            if brings is not None:
+                implied.setdefault(joint, (brings, {}))
+            elif joint in named:
+                raise ZooError(f"fusions {named[joint][0]!r} and {name!r} both fill the joint {joint!r}: name one of them")
+            else:
+                named[joint] = (name, keywords)
+    defaults = {joint: (default, {}) for joint, default in offers.items() if default is not None}
+    return Composed(**{**defaults, **implied, **named})
+
+
+def _no_joint(name: str, joint: str, model: str, offers: Mapping[str, str | None]) -> str:
+    fit = [n for n in names("fusion") if set(entry("fusion", n).joints) <= set(offers)]
+    return (
+        f"fusion {name!r} acts at the joint {joint!r}, which model {model!r} does not have"
+        f" (it has: {', '.join(j for j in JOINTS if j in offers)}); fusions that fit it: {', '.join(fit)}"
+    )

@@ -1,0 +1,233 @@
+"""Names to parts: which file makes "gated_late", and is every keyword it was given one that it takes?
+
+The folders are the registry. A part of kind "fusion" named "gated_late" stands in ``fusions/gated_late.py`` and marks
+its maker with ``@register("fusion", "gated_late")``. A file is imported when its name is asked for, never before.
+Other distributions add parts through the entry-point group ``zoo.<kind>``, a notebook by the decorator alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from fnmatch import fnmatch
+from functools import cache
+from importlib import import_module
+from importlib.metadata import entry_points
+from importlib.util import find_spec
+from inspect import getdoc, signature
+from pkgutil import iter_modules
+from typing import Any, TypeVar
+
+from zoo.errors import ZooError, unknown
+
+HOMES = {
+    "model": "zoo.models",
+    "encoder": "zoo.encoders",
+    "backbone": "zoo.backbones",
+    "connector": "zoo.connectors",
+    "fusion": "zoo.fusions",
+    "objective": "zoo.objectives",
+    "data": "zoo.data",
+}
+JOINTS = ("arrange", "trunk", "combine", "schedule")
+
+Maker = TypeVar("Maker", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What the zoo knows of one part without making it."""
+
+    kind: str
+    name: str
+    maker: Callable[..., Any]
+    joints: Mapping[
+        str, str | None
+    ]  # fusion: joints it fills -> plug-in it brings for it (None: itself); model: joints it has -> its default
+    paper: str = ""
+    licence: str = ""
+
+    @property
+    def summary(self) -> str:
+        return (getdoc(self.maker) or "").partition("\n")[0]
+
+
+@dataclass
+class _Known:
+    entries: dict[tuple[str, str], Entry] = field(default_factory=dict)
+
+
+_known = _Known()
+
+
+def register(
+    kind: str,
+    name: str,
+    *,
+    joints: tuple[str, ...] | Mapping[str, str | None] = (),
+    paper: str = "",
+    licence: str = "Apache-2.0",
+) -> Callable[[Maker], Maker]:
+    """Mark the function or class that makes the part ``name`` of ``kind``.
+
+    Args:
+        kind: One of `HOMES`.
+        name: The stem of the file it stands in.
+        joints: A fusion's: the joints it fills, ``("combine",)``, or with a plug-in that it brings along,
+            ``{"schedule": None, "combine": "uncertainty"}``. A model's: the joints it has and what fills each by default.
+        paper: Where the method comes from: authors, year, link.
+        licence: Of the code, or of the weights that it names.
+
+    Raises:
+        ZooError: If another module already makes this name, or kind or joint do not exist.
+    """
+    if kind not in HOMES:
+        raise ZooError(unknown("kind", kind, HOMES))
+    filled = dict(joints) if isinstance(joints, Mapping) else dict.fromkeys(joints)
+    for joint in filled:
+        if joint not in JOINTS:
+            raise ZooError(unknown("joint", joint, JOINTS))
+    if kind == "fusion" and not filled:
+        raise ZooError(f"fusion {name!r} declares no joint: write joints=(...), of {', '.join(JOINTS)}")
+
+    def mark(maker: Maker) -> Maker:
+        known = _known.entries.get((kind, name))
+        if known is not None and known.maker.__module__ != maker.__module__:
+            raise ZooError(f"{kind} {name!r} is made by {known.maker.__module__} and again by {maker.__module__}")
+        _known.entries[kind, name] = Entry(kind, name, maker, filled, paper, licence)
+        return maker
+
+    return mark
+
+
+@cache
+def _files(kind: str) -> dict[str, str]:
+    """Name to module for every file in the folder of ``kind``; nothing is imported."""
+    home = find_spec(HOMES[kind])
+    paths = (home and home.submodule_search_locations) or []
+    return {m.name: f"{HOMES[kind]}.{m.name}" for m in iter_modules(paths) if not m.name.startswith("_")}
+
+
+@cache
+def _plugins(kind: str) -> dict[str, str]:
+    found = {}
+    for e in entry_points(group=f"zoo.{kind}"):
+        module = e.value.partition(":")[0]
+        other = found.get(e.name) or _files(kind).get(e.name)
+        if other not in (None, module):
+            raise ZooError(f"{kind} {e.name!r} is made by {other} and again by {module}: uninstall one, or rename its entry point")
+        found[e.name] = module
+    return found
+
+
+def names(kind: str) -> list[str]:
+    """Every name of ``kind`` that `make` understands, sorted.
+
+    Raises:
+        ZooError: If there is no such kind.
+    """
+    if kind not in HOMES:
+        raise ZooError(unknown("kind", kind, HOMES))
+    return sorted({n for k, n in _known.entries if k == kind} | {*_files(kind)} | {*_plugins(kind)})
+
+
+def list_models(pattern: str = "*") -> list[str]:
+    """Names of the models that match a shell pattern, such as ``"*blip*"``."""
+    return [n for n in names("model") if fnmatch(n, pattern)]
+
+
+def entry(kind: str, name: str) -> Entry:
+    """What is known of ``name``, importing its file on first use.
+
+    Raises:
+        ZooError: If there is no such name, or its file does not register it.
+    """
+    if name not in names(kind):
+        raise ZooError(unknown(kind, name, names(kind)))
+    if (kind, name) not in _known.entries:
+        module = _files(kind).get(name) or _plugins(kind)[name]
+        import_module(module)
+        if (kind, name) not in _known.entries:
+            raise ZooError(f"{module} does not register the {kind} {name!r}: a file registers its own name")
+    return _known.entries[kind, name]
+
+
+def lookup(kind: str, name: str) -> tuple[Callable[..., Any], dict[str, Any]]:
+    """The maker of ``name``, and the keywords that the name itself carries: ``timm:resnet18`` carries ``arch``.
+
+    Raises:
+        ZooError: If there is no such name, or it takes nothing after a colon.
+    """
+    stem, colon, arch = name.partition(":")
+    maker = entry(kind, stem).maker
+    if not colon:
+        return maker, {}
+    if "arch" not in signature(maker).parameters:
+        raise ZooError(f"{kind} {stem!r} takes nothing after a colon: write {stem!r}, not {name!r}")
+    return maker, {"arch": arch}
+
+
+def make(kind: str, spec: str | Mapping[str, Any], /, *positional: Any, **given: Any) -> Any:
+    """Make a part from its name, or from a mapping with ``name`` and keywords, as a recipe writes it.
+
+    Args:
+        kind: One of `HOMES`.
+        spec: ``"gated_late"`` or ``{"name": "gated_late", "bias": True}``.
+        *positional: What the code around it hands over, such as the widths of a connector.
+        **given: Further keywords; they win over those in ``spec``.
+
+    Raises:
+        ZooError: On an unknown name or keyword, or a value of the wrong type.
+    """
+    from zoo.config import checked, split_spec  # pydantic, only when something is made
+
+    name, keywords = split_spec(dict(spec) if isinstance(spec, Mapping) else spec)
+    maker, carried = lookup(kind, name)
+    keywords = {**keywords, **carried, **given}
+    handed = dict(zip(signature(maker).parameters, positional, strict=False))
+    return maker(**checked(maker, {**handed, **keywords}, f"{kind} {name!r}", lookup))
+
+
+def build(name: str, **keywords: Any) -> Any:
+    """Build a whole model: ``zoo.build("notellm2", backbone="qwen")``. It remembers as ``spec`` how it was built.
+
+    Args:
+        name: A name of `list_models`.
+        **keywords: The settings of its builder, the same as in a recipe's ``model:`` block.
+
+    Raises:
+        ZooError: Naming every fault of the keywords at once.
+    """
+    model = make("model", {**keywords, "name": name})
+    model.spec = {"name": name, **keywords}
+    return model
+
+
+def info(name: str, kind: str | None = None) -> dict[str, Any]:
+    """What there is to know of a part: summary, paper, licence, settings with their defaults, joints.
+
+    Args:
+        name: Of any kind.
+        kind: Needed only when two kinds share the name.
+
+    Raises:
+        ZooError: If nothing, or more than one kind, has this name.
+    """
+    stem = name.partition(":")[0]
+    kinds = [k for k in ([kind] if kind else HOMES) if stem in names(k)]
+    if not kinds:
+        raise ZooError(unknown("part", stem, {n for k in HOMES for n in names(k)}))
+    if len(kinds) > 1:
+        raise ZooError(f"{stem!r} is the name of a {' and of a '.join(kinds)}: say which, as kind=")
+    known = entry(kinds[0], stem)
+    takes = signature(known.maker).parameters.values()
+    return {
+        "name": stem,
+        "kind": known.kind,
+        "summary": known.summary,
+        "paper": known.paper,
+        "licence": known.licence,
+        "joints": dict(known.joints),
+        "settings": {p.name: "required" if p.default is p.empty else p.default for p in takes if p.kind is p.KEYWORD_ONLY},
+        "module": known.maker.__module__,
+    }

@@ -1,0 +1,154 @@
+"""The nouns of the zoo: what flows from the data to the loss.
+
+Shapes: B rows of a batch, N tokens of one modality, D the width of a feature, K classes.
+All are NamedTuples: the data loader, DDP and torch.compile see through them, and Accelerate's ``send_to_device`` moves
+them, whereas it silently leaves a dataclass behind.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
+
+Row = Mapping[str, Any]  # one raw item: {"id": 7, "title": str, "image": PIL image, bytes or path}; a missing key is a missing modality
+
+
+class Pair(NamedTuple):
+    """What a pair data set yields: two raw rows that belong together."""
+
+    query: Row
+    target: Row
+
+
+class ModalityInputs(NamedTuple):
+    """One modality of a batch, as its encoder wants it. A processor gives the same without the B dimension."""
+
+    values: Tensor  # (B, N) int64 ids; (B, 3, H, W) or, several images a row, (B, M, 3, H, W) pixels; (B, F, T) log-mel; (B, N, D) features
+    mask: Tensor | None = None  # (B, N) bool, for several images (B, M); True where real; None: all real
+    present: Tensor | None = None  # (B,) bool; None: every row has this modality
+    extra: Mapping[str, Tensor] = {}  # what this kind of input needs besides, such as the anchors of a prompt
+
+
+class Batch(NamedTuple):
+    """What a data loader yields. A batch of pairs is laid out q1..qB, d1..dB."""
+
+    inputs: Mapping[str, ModalityInputs]
+    targets: Tensor | None = None  # (B,) int64 classes or (B, K) float
+    ids: Tensor | None = None  # (B,) int64 item ids; rows of equal id are never negatives of each other
+    positive: Tensor | None = None  # (B,) int64 row index of the row's one positive, -1 for none
+    groups: Tensor | None = None  # (B,) int64, for multi-positive losses only
+    known: Tensor | None = None  # (E, 2) int64 further row pairs that are never negatives of each other
+
+
+class Tokens(NamedTuple):
+    """What an encoder or a connector gives."""
+
+    tokens: Tensor  # (B, N, D)
+    mask: Tensor  # (B, N) bool
+    pooled: Tensor | None  # (B, D)
+    present: Tensor  # (B,) bool
+
+
+class ModelOutput(NamedTuple):
+    """What a model gives; which names it fills stands in its ``outputs``."""
+
+    embeddings: Mapping[str, Tensor]  # {name: (B, D) or (B, Q, D)}, not normalised
+    present: Mapping[str, Tensor] = {}  # {name: (B,) bool}
+    logits: Mapping[str, Tensor] = {}  # {name: (..., K)}
+    labels: Mapping[str, Tensor] = {}  # {name: (...)}
+    tokens: Mapping[str, Tokens] = {}
+    aux: Mapping[str, Tensor] = {}  # for logs and diagnosis: gates, weights
+
+
+class Loss(NamedTuple):
+    """What an objective gives."""
+
+    total: Tensor  # () float32, the one to differentiate
+    parts: Mapping[str, Tensor]  # () scalars, detached, for the log
+    state: Any = None  # what the objective keeps for its ``after_step``, such as keys to enqueue
+
+
+class Processor(Protocol):
+    """Raw thing to tensors, for one row; small and picklable, because it runs in the data loader's workers."""
+
+    def __call__(self, thing: Any) -> ModalityInputs:
+        """One raw thing (a string, a PIL image) as tensors without the B dimension."""
+
+    def config(self) -> dict[str, Any]:
+        """All that decides its result, as plain values: it is written beside the weights and compared when they are loaded."""
+
+
+class Encoder(Protocol):
+    """One modality to tokens."""
+
+    dim: int  # width of the tokens and of pooled
+    processor: Processor
+
+    def __call__(self, x: ModalityInputs) -> Tokens:
+        """Encode every row; the caller leaves out absent ones."""
+
+
+class Connector(Protocol):
+    """Tokens of one width to tokens of another, perhaps fewer."""
+
+    def __call__(self, x: Tokens) -> Tokens:
+        """(B, N, dim_in) to (B, L, dim_out)."""
+
+
+class Tokenizer(Protocol):
+    """Text to ids, with the special tokens that prompts need under fixed role names."""
+
+    vocab_size: int
+    roles: Mapping[str, int | None]  # pad, bos, image_start, image_end, compressed; None: this tokenizer has none
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of ``text`` alone: no special tokens added, and none recognised inside it."""
+
+    def config(self) -> dict[str, Any]:
+        """Plain values that tell two tokenizers apart."""
+
+
+class Backbone(Protocol):
+    """A language model, read at its last hidden state."""
+
+    dim: int
+    tokenizer: Tokenizer
+    trained: bool  # False: random weights that nothing was loaded into
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """(B, N) ids to (B, N, D)."""
+
+    def __call__(self, inputs_embeds: Tensor, attention_mask: Tensor, position_ids: Tensor) -> Tensor:
+        """(B, S, D) to the hidden state after the final norm (B, S, D)."""
+
+
+class PairData(Protocol):
+    """A data set of items and of pairs of items that belong together. Made with ``(root,)``, the folder of data folders."""
+
+    notes: Sequence[Row]  # every item; notes[i]["id"] == i, so that a row id is an index; rows are decoded on access
+    note_ids: Sequence[Any]  # the items' own names, for files and reports
+    broken: Sequence[Any]  # note_ids of items whose image could not be decoded
+    statistics: Mapping[str, Any]  # of notes, clicks and mining, for the log and the report
+    fingerprint: str  # changes when the data does; a checkpoint is refused on other data
+
+    def pairs(self, split: str) -> np.ndarray:
+        """(P, 2) int64 query and target indices of split ``train``, ``val``, ``test`` or a further one of this set."""
+
+    def pool(self, split: str) -> np.ndarray:
+        """(C,) int64 indices of the candidates that retrieval on ``split`` searches."""
+
+    def lengths(self) -> np.ndarray:
+        """(N,) int64 characters of title and content, for length buckets and short-text subsets."""
+
+    def short(self) -> np.ndarray:
+        """(N,) bool, items with little text; the threshold is fixed on the training items."""
+
+    def texts(self) -> list[str]:
+        """(N,) all text of each item, for lexical baselines."""
+
+    def clicks(self) -> np.ndarray:
+        """(N,) float64 clicks per item in the training window, for the popularity baseline."""
