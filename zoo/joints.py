@@ -27,6 +27,8 @@ class Words(NamedTuple):
     note: str  # opens a note
     compress: str  # asks for the one word; ends where the embedding is read
     close: str  # closes the compressed word
+    comma: str  # between topics
+    stop: str  # stands for a line break
     keys: Mapping[str, str]  # the key of each field and medium: {"title": "标题", "image": "图片"}
 
 

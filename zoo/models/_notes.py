@@ -1,0 +1,178 @@
+"""A raw note to prompt ids and pixels: cleaning, prompt, truncation, as NoteLLM-2 does it in training and inference alike."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from zoo.errors import ZooError
+from zoo.joints import Arrange, Parts, Segment, Words
+from zoo.types import ModalityInputs, Processor, Row, Tokenizer
+
+FIELDS = ("title", "topic", "content")
+_HASHTAG = re.compile(r"#\w+#")
+
+LANGUAGES: dict[str, Words] = {
+    "zh": Words(
+        note="笔记：",
+        compress="，压缩为一个词：“",
+        close="”。",
+        comma="，",
+        stop="。",
+        keys={"image": "图片", "title": "标题", "topic": "话题", "content": "内容"},
+    ),
+    # The paper's English strings are not published; these follow the Chinese ones word by word.
+    "en": Words(note="Note: ", compress=', compressed into one word: "', close='". ', comma=", ", stop=". ", keys={}),
+}
+
+
+def clean(row: Row, words: Words, *, title_length: int, content_length: int, max_topics: int, hashtag_length: int = 16) -> dict[str, str]:
+    """The text fields of a note as they stand in the prompt; {} when the note has no text at all.
+
+    Hashtags ``#word#`` of up to ``hashtag_length`` characters, both signs counted, move from the content to the topics,
+    every occurrence of them; topics beyond ``max_topics`` are lost, as in the released code. Lengths count characters;
+    the paper of NoteLLM-1 says tokens, the code cuts characters.
+
+    Args:
+        row: ``title``, ``topic`` (a string or a list of them), ``content``; any may be missing, None or empty.
+        words: The language.
+        title_length: Characters of the title that stay.
+        content_length: Characters of the content that stay.
+        max_topics: Topics that stay.
+        hashtag_length: A longer hashtag stays in the content.
+    """
+    title, topic, content = (row.get(field) or "" for field in FIELDS)
+    if not (title or topic or content):
+        return {}
+    topics = [topic] if isinstance(topic, str) else list(topic)
+    content = content.replace("[话题]", "")
+    found = [tag for tag in _HASHTAG.findall(content) if len(tag) <= hashtag_length]
+    for tag in found:
+        content = content.replace(tag, "")
+    topics = [t.strip() for t in [*topics, *(tag[1:-1] for tag in found)] if t.strip()]
+    lines = [re.sub(r"\r?\n", words.stop, text) for text in (title, words.comma.join(topics[:max_topics]), content)]
+    return dict(zip(FIELDS, (lines[0][:title_length].strip(), lines[1], lines[2][:content_length].strip()), strict=True))
+
+
+class NoteProcessor:
+    """One raw row to the modalities of a batch; small and picklable.
+
+    ``text`` holds the ids of the prompt with one position per medium, and in ``extra`` the ``slots`` where media go, the
+    positions ``anchor.<name>`` where embeddings are read (-1: this row has none) and whether the row ``has_text``.
+
+    Args:
+        tokenizer: The backbone's.
+        arrange: The plug-in that lays a row out.
+        image: The vision encoder's processor; None when the model does not look at images.
+        language: Of the prompt.
+        absent: ``skip`` leaves an absent modality out of the prompt; ``zeros`` puts what the released code puts: empty
+            fields, and a zero image whose tokens stand in the prompt.
+        max_tokens: Of the prompt without its last words and without the media.
+        title_length: In characters.
+        content_length: In characters.
+        max_topics: Topics kept.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        arrange: Arrange,
+        image: Processor | None,
+        *,
+        language: Literal["zh", "en"],
+        absent: Literal["skip", "zeros"],
+        max_tokens: int,
+        title_length: int,
+        content_length: int,
+        max_topics: int,
+    ) -> None:
+        self.tokenizer, self.arrange, self.image = tokenizer, arrange, image
+        self.language, self.absent, self.max_tokens = language, absent, max_tokens
+        self.limits = {"title_length": title_length, "content_length": content_length, "max_topics": max_topics}
+
+    def config(self) -> dict[str, Any]:
+        """What decides its result, for comparison when weights are loaded."""
+        image = self.image.config() if self.image is not None else None
+        own = {"language": self.language, "absent": self.absent, "max_tokens": self.max_tokens, **self.limits}
+        return {"note": own, "tokenizer": self.tokenizer.config(), "image": image}
+
+    def __call__(self, row: Row) -> dict[str, ModalityInputs]:
+        """Raises:
+        ZooError: If the row has neither text nor an image that this model could look at.
+        """
+        words = LANGUAGES[self.language]
+        fields = clean(row, words, **self.limits)
+        pixels = self._pixels(row)
+        if not fields and pixels is None:
+            raise ZooError(f"row {row.get('id', dict(row))!r} is empty: give at least one of {', '.join(FIELDS)} or an image")
+        if self.absent == "zeros":
+            fields = fields or dict.fromkeys(FIELDS, "")
+        media = ("image",) if pixels is not None else ()
+        text = self._prompt(self.arrange(Parts(fields, media, words)), has_text=bool(fields))
+        return {"text": text} if pixels is None else {"text": text, "image": pixels}
+
+    def _pixels(self, row: Row) -> ModalityInputs | None:
+        """(3, H, W), or (M, 3, H, W) of several images; None when there is none or nobody looks."""
+        if self.image is None:
+            return None
+        given = row.get("image")
+        images = [x for x in given if x is not None] if isinstance(given, list | tuple) else [given] if given is not None else []
+        if not images:
+            return ModalityInputs(self._zero_image()) if self.absent == "zeros" else None
+        values = [self.image(x).values for x in images]
+        return ModalityInputs(values[0] if len(values) == 1 else torch.stack(values))
+
+    def _zero_image(self) -> Tensor:
+        from PIL import Image  # the parity mode alone needs it
+
+        assert self.image is not None
+        return torch.zeros_like(self.image(Image.new("RGB", (2, 2))).values)
+
+    def _prompt(self, segments: list[Segment], *, has_text: bool) -> ModalityInputs:
+        """Tokenise between special tokens, cut the text from the end to ``max_tokens``, note slots and anchors."""
+        roles = self.tokenizer.roles
+        pieces = [(s, self._ids(s, roles)) for s in _merged(segments, roles)]
+        bos = roles.get("bos")
+        over = sum(len(ids) for s, ids in pieces[:-1] if s.media is None) + (bos is not None) - self.max_tokens
+        ids: list[int] = [] if bos is None else [bos]
+        slots: list[int] = [0] * len(ids)
+        anchors = dict.fromkeys(self.arrange.anchors, -1)
+        for i, (_, piece) in reversed(list(enumerate(pieces))):
+            if over > 0 and not pieces[i][0].keep and pieces[i][0].text:
+                pieces[i] = (pieces[i][0], piece[: max(len(piece) - over, 0)])
+                over -= len(piece) - len(pieces[i][1])
+        for segment, piece in pieces:
+            ids += piece
+            slots += [1 if segment.media is not None else 0] * len(piece)
+            if segment.anchor is not None:
+                anchors[segment.anchor] = len(ids) - 1
+        extra = {"slots": torch.tensor(slots), "has_text": torch.tensor(has_text)}
+        extra |= {f"anchor.{name}": torch.tensor(at) for name, at in anchors.items()}
+        return ModalityInputs(torch.tensor(ids), torch.ones(len(ids), dtype=torch.bool), extra=extra)
+
+    def _ids(self, segment: Segment, roles: Mapping[str, int | None]) -> list[int]:
+        if segment.media is not None:
+            return [0]  # a slot: its embedding is replaced
+        if segment.role is not None:
+            special = roles[segment.role]
+            assert special is not None, "dropped by _merged"
+            return [special]
+        return self.tokenizer.encode(segment.text)
+
+
+def _merged(segments: list[Segment], roles: Mapping[str, int | None]) -> list[Segment]:
+    """Join text to text, so that the tokenizer sees whole strings between special tokens; drop roles it does not have."""
+    out: list[Segment] = []
+    for segment in segments:
+        if segment.role is not None and roles.get(segment.role) is None:
+            continue
+        plain = segment.role is None and segment.media is None and segment.anchor is None
+        if plain and out and out[-1].text and out[-1].anchor is None:
+            out[-1] = out[-1]._replace(text=out[-1].text + segment.text)
+        else:
+            out.append(segment)
+    return out

@@ -1,0 +1,225 @@
+"""NoteLLM-2: a language model compresses a note, image and text, into one word, whose hidden state is the item's vector."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from zoo.config import BackboneSpec, ConnectorSpec, EncoderSpec, FusionSpec, Positive
+from zoo.freeze import freeze
+from zoo.joints import Arrange, Combine, compose
+from zoo.models._encode import encode
+from zoo.models._notes import NoteProcessor
+from zoo.registry import make, register
+from zoo.splice import Layout, splice
+from zoo.types import Batch, ModalityInputs, ModelOutput, Row, Tokens
+
+JOINTS: dict[str, str | None] = {"arrange": "early", "combine": None, "schedule": "joint"}
+
+
+class NoteLLM2(nn.Module):
+    """The model; `notellm2` builds it.
+
+    Args:
+        backbone: The language model.
+        vision: Encodes one image; None when nobody looks at images.
+        connector: Visual tokens to the backbone's width; None when none enter the prompt.
+        combine: Mixes the language model's state with the image's vector, late; None for none.
+        anchors: The embeddings that are read from the sequence, the main one first.
+        processor: Raw row to inputs.
+        schedule: How one batch becomes updates.
+        dim: Width of the embeddings; None: the raw state of the backbone.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        vision: nn.Module | None,
+        connector: nn.Module | None,
+        combine: nn.Module | None,
+        schedule: nn.Module,
+        *,
+        arrange: Arrange,
+        processor: NoteProcessor,
+        dim: int | None,
+    ) -> None:
+        super().__init__()
+        self.backbone, self.vision, self.connector, self.combine, self.schedule = backbone, vision, connector, combine, schedule
+        self.late = nn.Linear(vision.dim, backbone.dim, bias=False) if combine is not None and vision is not None else None
+        self.project = nn.Linear(backbone.dim, dim, bias=False) if dim is not None else nn.Identity()
+        self.arrange, self.processor, self.outputs = arrange, processor, arrange.anchors
+        self.dim = dim if dim is not None else backbone.dim
+        self._warned = False
+
+    def forward(self, batch: Batch) -> ModelOutput:
+        text, image = batch.inputs["text"], self.look(batch)
+        visual, pooled, seen = image if image is not None else (None, None, torch.zeros_like(text.extra["has_text"]))
+
+        spliced = splice(self.layout(text), {} if visual is None else {"image": visual})
+        hidden = self.backbone(spliced.inputs_embeds, spliced.attention_mask, spliced.position_ids)  # (B, S, D)
+
+        rows = torch.arange(len(hidden), device=hidden.device)
+        note_there = text.extra["has_text"] | seen if self.arrange.media else text.extra["has_text"]
+        embeddings, present = {}, {}
+        for name, at in spliced.anchors.items():
+            state = hidden[rows, at.clamp(min=0)]  # (B, D)
+            there = note_there & (at >= 0)
+            if self.combine is not None and pooled is not None:
+                late = self.late(pooled)  # (B, D)
+                state = self.combine({"note": state, "image": late}, {"note": there, "image": seen})
+                there = there | (seen & (at >= 0))
+            elif self.combine is not None:
+                state = self.combine({"note": state, "image": torch.zeros_like(state)}, {"note": there, "image": seen})
+            embeddings[name] = self.project(state)  # (B, dim)
+            present[name] = there
+        tokens = {} if visual is None else {"image": visual}
+        return ModelOutput(embeddings, present, tokens=tokens)
+
+    def look(self, batch: Batch) -> tuple[Tokens | None, Tensor, Tensor] | None:
+        """Visual tokens (B, L, D) for the prompt, pooled (B, D_vision), and who has an image (B,).
+
+        Absent images are not encoded. A row with several images gets the tokens of all of them and their mean vector.
+        """
+        x = batch.inputs.get("image")
+        if self.vision is None or x is None:
+            return None
+        pixels = x.values if x.values.ndim == 5 else x.values[:, None]  # (B, M, 3, H, W)
+        real = x.mask if x.mask is not None and x.values.ndim == 5 else pixels.new_ones(pixels.shape[:2], dtype=torch.bool)
+        if x.present is not None:
+            real = real & x.present[:, None]  # (B, M)
+        if not bool(real.any()):
+            return None
+        encoded: Tokens = self.vision(ModalityInputs(pixels[real]))  # (I, N, D_vision), I real images
+        pooled = _spread(encoded.pooled, real).sum(1) / real.sum(1, keepdim=True).clamp(min=1)  # (B, D_vision)
+        if self.connector is None:
+            return None, pooled, real.any(1)
+        visual: Tokens = self.connector(encoded)  # (I, L, D)
+        tokens = _spread(visual.tokens, real).flatten(1, 2)  # (B, M * L, D)
+        return Tokens(tokens, _spread(visual.mask, real).flatten(1, 2), pooled, real.any(1)), pooled, real.any(1)
+
+    def layout(self, text: ModalityInputs) -> Layout:
+        """The prompt, embedded, with its slots and anchors."""
+        anchors = {name: text.extra[f"anchor.{name}"] for name in self.arrange.anchors}
+        mask = text.mask if text.mask is not None else torch.ones_like(text.values, dtype=torch.bool)
+        return Layout(self.backbone.embed(text.values), mask, text.extra["slots"], anchors)
+
+    def encode(
+        self,
+        rows: Sequence[Row],
+        batch_size: int = 32,
+        show_progress: bool | None = None,
+        *,
+        output: str | None = None,
+        normalize: bool = True,
+    ) -> np.ndarray:
+        """Vectors of raw notes; the same rows give the same vectors.
+
+        Args:
+            rows: Dictionaries with any subset of ``title``, ``topic``, ``content`` and ``image`` (PIL image, path or bytes, or a
+                list of them). A missing key is a missing modality.
+            batch_size: Rows at a time.
+            show_progress: None: a bar when there are many rows and somebody watches.
+            output: One of ``self.outputs``; None: the first, the note.
+            normalize: To length 1.
+
+        Returns:
+            (N, dim) float32.
+
+        Raises:
+            ZooError: On a row with nothing in it, or an image that cannot be decoded.
+        """
+        if not self.backbone.trained and not self._warned:
+            warnings.warn(
+                "this model's language model has random weights that nothing was trained or loaded into: its vectors mean nothing yet; "
+                "train it, load a run, or build it with pretrained=...",
+                stacklevel=2,
+            )
+            self._warned = True
+        return encode(self, rows, output=output or self.outputs[0], batch_size=batch_size, show_progress=show_progress, normalize=normalize)
+
+    def checkpoint_gradients(self) -> None:
+        """Recompute the backbone's activations in the backward pass instead of keeping them."""
+        self.backbone.checkpoint_gradients()
+
+    def parts(self) -> Mapping[str, nn.Module]:
+        """The settings of `notellm2` that name parts with weights of their own, and what was made for each."""
+        return {"backbone": self.backbone} | ({"vision": self.vision} if self.vision is not None else {})
+
+
+@register(
+    "model",
+    "notellm2",
+    joints=JOINTS,
+    paper="Zhang et al., NoteLLM-2, 2024, https://arxiv.org/abs/2405.16789",
+)
+def notellm2(
+    *,
+    backbone: BackboneSpec = "qwen",
+    vision: EncoderSpec = "clip_vit_b16",
+    connector: ConnectorSpec = "qformer",
+    fusion: FusionSpec = ("micl", "gated_late"),  # type: ignore[assignment]
+    dim: Positive | None = 64,
+    train_vision: bool = False,
+    language: Literal["zh", "en"] = "zh",
+    absent: Literal["skip", "zeros"] = "skip",
+    max_tokens: Positive = 140,
+    title_length: Positive = 20,
+    content_length: Positive = 80,
+    max_topics: Positive = 10,
+) -> NoteLLM2:
+    """NoteLLM-2: item vectors from the hidden state at a compressed word, with mICL and gated late fusion.
+
+    Variants by ``fusion``: Base ``early``; +mICL ``micl``; +late ``[early, gated_late]``; NoteLLM-2 ``[micl, gated_late]``; only
+    late ``[text_only, gated_late]``; text baseline ``text_only``. Where paper and released code differ (gate's operand order and
+    bias, lengths in characters) the code is followed; its random flip at inference and its zero queries are not.
+
+    Args:
+        backbone: The language model.
+        vision: The image encoder; its CLS vector goes to the late fusion.
+        connector: Visual tokens to the backbone's width.
+        fusion: Plug-ins for the joints arrange, combine, schedule.
+        dim: Width of the vectors; None: the backbone's own.
+        train_vision: False freezes the image encoder, as the paper does.
+        language: Of the prompt.
+        absent: ``skip``: an absent modality has no place in the prompt and weight 0. ``zeros``: as the released code, for parity.
+        max_tokens: Of the prompt without its last words.
+        title_length: Characters.
+        content_length: Characters.
+        max_topics: Topics, hashtags of the content included.
+
+    Raises:
+        ZooError: If a fusion does not fit, or a connector cannot bridge the widths.
+    """
+    joints = compose(fusion, "notellm2", JOINTS)
+    arrange: Arrange = joints.make("arrange")
+    language_model = make("backbone", backbone)
+    looks = arrange.media or joints.combine is not None
+    eyes = make("encoder", vision) if looks else None
+    if eyes is not None and not train_vision:
+        freeze(eyes)
+    bridge = make("connector", connector, eyes.dim, language_model.dim) if eyes is not None and arrange.media else None
+    combine: Combine | None = joints.make("combine", ["note", "image"], language_model.dim)
+    processor = NoteProcessor(
+        language_model.tokenizer,
+        arrange,
+        eyes.processor if eyes is not None else None,
+        language=language,
+        absent=absent,
+        max_tokens=max_tokens,
+        title_length=title_length,
+        content_length=content_length,
+        max_topics=max_topics,
+    )
+    return NoteLLM2(language_model, eyes, bridge, combine, joints.make("schedule"), arrange=arrange, processor=processor, dim=dim)
+
+
+def _spread(flat: Tensor, real: Tensor) -> Tensor:
+    """(I, ...) of the real images to (B, M, ...), zeros elsewhere."""
+    out = flat.new_zeros(*real.shape, *flat.shape[1:])
+    out[real] = flat
+    return out
