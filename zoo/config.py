@@ -1,18 +1,18 @@
 """Check keywords against a signature: the function that makes a part is also the schema of its settings.
 
 A maker's positional parameters are given by the code around it (``dim_in`` of a connector); its keyword-only parameters
-are the settings that a user may write. A parameter annotated with one of the ``*Spec`` types below names a part, and
-checking goes on inside it.
+are the settings that a user may write. A parameter annotated with one of the ``*Spec`` types below names a part, one
+annotated with a dataclass is a section of settings, and checking goes on inside both.
 """
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Annotated, Any, NamedTuple, get_args, get_origin, get_type_hints
+from dataclasses import dataclass, is_dataclass
+from typing import Annotated, Any, NamedTuple, get_args, get_origin, get_type_hints, is_typeddict
 
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from zoo.errors import ZooError, unknown
 
@@ -102,7 +102,7 @@ def check(
             why = f"{key!r} is not a setting: the model gives it" if key in takes else unknown("keyword", key, open_)
             faults.append(Fault((*path, key), why))
             continue
-        out[key], more = _check_value(hints.get(key, Any), value, (*path, key))
+        out[key], more = _check_value(hints.get(key, Any), value, lookup, (*path, key))
         faults += more
         if not more and (kind := part_kind(hints.get(key))) is not None:
             faults += _check_parts(kind, value, lookup, (*path, key))
@@ -130,12 +130,34 @@ def _check_parts(kind: str, value: Any, lookup: Lookup, path: tuple[str | int, .
     return check_spec(kind, value, lookup, path, nested=True)
 
 
-def _check_value(hint: Any, value: Any, path: tuple[str | int, ...]) -> tuple[Any, list[Fault]]:
-    loose = None if hasattr(hint, "__dataclass_fields__") or hasattr(hint, "model_fields") else _LOOSE
+def _check_value(hint: Any, value: Any, lookup: Lookup, path: tuple[str | int, ...]) -> tuple[Any, list[Fault]]:
+    if is_dataclass(hint):
+        return _check_section(hint, value, lookup, path)
+    if (section := section_of(hint)) is not None and isinstance(value, list | tuple):
+        each = [_check_section(section, v, lookup, (*path, i)) for i, v in enumerate(value)]
+        return tuple(v for v, _ in each), [f for _, faults in each for f in faults]
+    fixed = is_typeddict(hint) or (inspect.isclass(hint) and issubclass(hint, BaseModel))  # brings its own configuration
     try:
-        return TypeAdapter(hint, config=loose).validate_python(value), []
+        return TypeAdapter(hint, config=None if fixed else _LOOSE).validate_python(value), []
     except ValidationError as e:
-        return value, [Fault(path, f"{f['input']!r}: {f['msg'][0].lower()}{f['msg'][1:]}") for f in _one_each(e)]
+        said = [((*path, *_reached(value, f["loc"])), f["msg"], f["input"]) for f in _one_each(e)]
+        return value, [Fault(where, f"{got!r}: {message[0].lower()}{message[1:]}") for where, message, got in said]
+
+
+def section_of(hint: Any) -> Any:
+    """The dataclass of a ``tuple[Section, ...]``, or None."""
+    inner = get_args(hint)
+    return inner[0] if get_origin(hint) is tuple and inner[1:] == (...,) and is_dataclass(inner[0]) else None
+
+
+def _check_section(section: Any, value: Any, lookup: Lookup, path: tuple[str | int, ...]) -> tuple[Any, list[Fault]]:
+    """A mapping as the dataclass ``section``; nothing written means its defaults."""
+    if isinstance(value, section):
+        return value, []
+    if not isinstance(value, Mapping | None):
+        return value, [Fault(path, f"{value!r}: write a mapping, of {', '.join(settings(section))}")]
+    out, faults = check(section, value or {}, lookup, path)
+    return (value, faults) if faults else (section(**out), [])
 
 
 def _one_each(error: ValidationError) -> list[Any]:
@@ -144,6 +166,17 @@ def _one_each(error: ValidationError) -> list[Any]:
     for fault in error.errors():
         seen.setdefault(repr(fault["input"]), fault)
     return list(seen.values())
+
+
+def _reached(value: Any, location: tuple[str | int, ...]) -> tuple[str | int, ...]:
+    """The keys in pydantic's location of a fault; the rest names branches of a union, which nobody wrote."""
+    keys: list[str | int] = []
+    for part in location:
+        entries = value if isinstance(value, Mapping) else dict(enumerate(value)) if isinstance(value, list | tuple) else {}
+        if part in entries:
+            keys.append(part)
+            value = entries[part]
+    return tuple(keys)
 
 
 def described(faults: list[Fault]) -> str:

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, is_dataclass
+from dataclasses import fields as fields_of
+from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from zoo.config import DataSpec, Fraction, ModelSpec, ObjectiveSpec, Positive
+from zoo.config import DataSpec, Fault, Fraction, ModelSpec, ObjectiveSpec, Positive, check, settings, split_spec
+from zoo.errors import ZooError, unknown
+from zoo.joints import compose
+from zoo.registry import build, entry, lookup
+from zoo.source import Source, plain, written
 
 NotNegative = Annotated[int, Field(ge=0)]
 Above = Annotated[float, Field(gt=0.0)]
@@ -166,25 +172,168 @@ class Recipe:
 
 
 def load_recipe(recipe: str | Path | Mapping[str, Any] | Recipe, *overrides: str, **keywords: Any) -> Recipe:
-    """Read and check a recipe, without making anything."""
-    raise NotImplementedError
+    """Read and check a recipe, without making anything.
+
+    Args:
+        recipe: A YAML file, the name of a shipped recipe (`recipes`), a mapping of the same form, or a recipe.
+        *overrides: ``"optimizer.lr=3e-5"``, each in the place of the file's own value, mappings and lists included.
+        **keywords: The same from Python, two underscores for the dot: ``optimizer__lr=3e-5``.
+
+    Raises:
+        ZooError: Naming the file and every fault in it.
+    """
+    source = _source(recipe)
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        value = Source.read(f"override {override!r}", text)
+        source.faults += [Fault((), f"{value.name}: {f.says}") for f in value.faults]
+        if equals:
+            source.override(key, value.values, value.name)
+        else:
+            source.faults.append(Fault((), f"{value.name}: write key=value"))
+    for key, value in keywords.items():
+        source.override(key.replace("__", "."), plain(value), f"{key}={value!r}")
+    fields, faults = _check(source.values)
+    faults += _check_arms(source.values, faults)
+    if source.faults or faults:
+        raise ZooError(source.report([*source.faults, *faults]))
+    return Recipe(**fields)
 
 
 def arm(recipe: Recipe, name: str) -> Recipe:
-    """The recipe of the trained baseline ``name``."""
-    raise NotImplementedError
+    """The recipe of the trained baseline ``name``: this one under the arm's overrides, in the folder ``arms/<name>`` of its run.
+
+    Raises:
+        ZooError: If ``name`` is no trained baseline of this recipe.
+    """
+    arms = {n: overrides for n, overrides in recipe.baselines.items() if not isinstance(overrides, str)}
+    if name not in arms:
+        raise ZooError(unknown("trained baseline", name, arms))
+    return load_recipe(_arm(_values(recipe), name, arms[name]).values)
 
 
 def dump(recipe: Recipe) -> str:
-    """The recipe as YAML with every default written out; it loads back equal."""
-    raise NotImplementedError
+    """The recipe as YAML with every default of its sections written out; it loads back equal."""
+    return written(_values(recipe))
 
 
 def build_from(name: str, **overrides: Any) -> Any:
-    """Build the model of a shipped recipe: ``zoo.build_from("notellm2/mqwen_base")``."""
-    raise NotImplementedError
+    """Build the model of a shipped recipe: ``zoo.build_from("notellm2/mqwen_base")``.
+
+    Args:
+        name: Of `recipes`, or a YAML file.
+        **overrides: Keywords of ``zoo.build``, in the place of the recipe's own.
+
+    Raises:
+        ZooError: On a fault of the recipe or of the keywords.
+    """
+    model, keywords = split_spec(load_recipe(name).model)
+    return build(model, **{**keywords, **overrides})
 
 
 def recipes() -> list[str]:
-    """The names of the recipes that ship with the zoo."""
-    raise NotImplementedError
+    """The names of the recipes that ship with the zoo, sorted: ``demo``, ``notellm2/mqwen_base``."""
+    home = _home()
+    return sorted(file.relative_to(home).with_suffix("").as_posix() for file in home.rglob("*.yaml"))
+
+
+def _home() -> Path:
+    return Path(next(iter(import_module("zoo.recipes").__path__)))
+
+
+def _source(recipe: str | Path | Mapping[str, Any] | Recipe) -> Source:
+    """What was written, as a tree whose top is a mapping."""
+    if isinstance(recipe, Recipe):
+        return Source("recipe", _values(recipe))
+    if isinstance(recipe, Mapping):
+        return Source("recipe", plain(recipe))
+    file = Path(recipe)
+    if not file.is_file():
+        if str(recipe) not in recipes():
+            raise ZooError(f"no such file, and {unknown('shipped recipe', str(recipe), recipes())}")
+        file = _home() / f"{recipe}.yaml"
+    try:
+        source = Source.read(str(file), file.read_text(encoding="utf-8"))
+    except UnicodeDecodeError as e:
+        raise ZooError(f"{file}: not a text file: byte {e.start} is not UTF-8") from e
+    if not source.faults and not isinstance(source.values, dict):
+        source.faults.append(Fault((), f"a recipe is a mapping with the keys {', '.join(settings(Recipe))}"))
+    if not isinstance(source.values, dict):
+        raise ZooError(source.report(source.faults))
+    return source
+
+
+def _check(values: dict[str, Any]) -> tuple[dict[str, Any], list[Fault]]:
+    """The fields of a recipe, and all that is wrong with them."""
+    named = {k: {"name": v} if k in ("model", "data", "objective") and isinstance(v, str) else v for k, v in values.items()}
+    fields, faults = check(Recipe, named, lookup)
+    if not any(f.path[:1] == ("model",) for f in faults) and "model" in fields:
+        faults += _check_joints(fields["model"])
+    return fields, faults + _contradictions(fields)
+
+
+def _check_joints(model: dict[str, Any]) -> list[Fault]:
+    """Whether the fusions fit the model, asked before anything is built."""
+    if "fusion" not in model:
+        return []
+    try:
+        compose(model["fusion"], model["name"], entry("model", model["name"]).joints)
+    except ZooError as e:
+        return [Fault(("model", "fusion"), str(e))]
+    return []
+
+
+def _contradictions(fields: Mapping[str, Any]) -> list[Fault]:
+    """What no single value tells."""
+    faults = []
+    run, evaluate = fields.get("run", Run()), fields.get("evaluate", Evaluate())
+    if isinstance(run, Run) and run.steps is None and run.epochs is None:
+        faults.append(Fault(("run",), "neither 'steps' nor 'epochs': write one of them"))
+    if not isinstance(evaluate, Evaluate):
+        return faults
+    if evaluate.main.protocol not in evaluate.protocols:
+        faults.append(
+            Fault(("evaluate", "main", "protocol"), unknown("protocol of this recipe", evaluate.main.protocol, evaluate.protocols))
+        )
+    if evaluate.main.k not in evaluate.k:
+        faults.append(Fault(("evaluate", "main", "k"), f"{evaluate.main.k} is none of evaluate.k, {list(evaluate.k)}"))
+    floors = [f"recall@{k}" for k in evaluate.k]
+    return faults + [Fault(("floor", key), unknown("metric", key, floors)) for key in fields.get("floor", {}) if key not in floors]
+
+
+def _check_arms(values: dict[str, Any], known: list[Fault]) -> list[Fault]:
+    """What is wrong with the recipe under each arm's overrides, and was not wrong before."""
+    baselines = values.get("baselines")
+    faults = []
+    for name, overrides in baselines.items() if isinstance(baselines, dict) else ():
+        if not isinstance(overrides, dict):
+            continue  # a classic baseline, which the signature checks
+        if Path(name).name != name:
+            faults.append(Fault(("baselines", name), f"{name!r} names a folder of the run: write it without a slash"))
+        source = _arm(values, name, overrides)
+        found = source.faults + [f for f in _check(source.values)[1] if f not in known]
+        for fault in found:
+            dotted = ".".join(map(str, fault.path))
+            key = max((k for k in overrides if f"{dotted}.".startswith(f"{k}.")), key=len, default=None)
+            says = fault.says if key == dotted else f"{dotted}: {fault.says}"
+            faults.append(Fault(("baselines", name, *([] if key is None else [key])), says))
+    return faults
+
+
+def _arm(values: dict[str, Any], name: str, overrides: Mapping[str, Any]) -> Source:
+    """The tree of an arm: no baselines and no floor of its own."""
+    kept = {k: v for k, v in plain(values).items() if k not in ("baselines", "floor")}
+    kept["out"] = (Path(str(kept.get("out", Recipe.out))) / "arms" / name).as_posix()
+    source = Source(f"arm {name!r}", kept)
+    for key, value in overrides.items():
+        source.override(key, plain(value), f"{key}={value!r}")
+    return source
+
+
+def _values(value: Any) -> Any:
+    """A recipe as plain values."""
+    if is_dataclass(value):
+        return {f.name: _values(getattr(value, f.name)) for f in fields_of(value)}
+    if isinstance(value, tuple):
+        return [_values(v) for v in value]
+    return value.as_posix() if isinstance(value, Path) else plain(value)
