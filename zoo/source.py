@@ -66,7 +66,7 @@ class Source:
                 source.values = source._take(loader, node, (), set())
         except yaml.MarkedYAMLError as e:
             mark = e.problem_mark or e.context_mark
-            assert mark is not None, e  # what parses and composes text knows where it is
+            assert mark is not None  # what parses and composes text knows where it is
             source._line[()] = mark.line + 1
             source.faults.append(Fault((), f"column {mark.column + 1}: not readable as YAML: {e.problem or e.context}"))
         except yaml.YAMLError as e:
