@@ -29,15 +29,13 @@ def stack(samples: Sequence[Sample]) -> dict[str, ModalityInputs]:
 
 def _stack_one(items: Sequence[ModalityInputs | None]) -> ModalityInputs:
     deepest = max(x.values.ndim for x in items if x is not None)
-    items = [
-        x._replace(values=x.values[None]) if x is not None and x.values.ndim < deepest else x for x in items
-    ]  # one image among several
+    items = [_deepened(x, deepest) for x in items]
     some = next(x for x in items if x is not None)
     present = torch.tensor([x is not None for x in items])
     values = _pad([x.values if x is not None else None for x in items], some.values)
     mask = None
     if any(x is not None and (x.mask is not None or x.values.shape != values.shape[1:]) for x in items):
-        mask = _pad([_mask(x) for x in items], _mask(some))
+        mask = _pad([_mask(x) if x is not None else None for x in items], _mask(some))
     extra = {
         key: _pad([x.extra[key] if x is not None else None for x in items], like, fill=-1 if like.ndim == 0 else 0)
         for key, like in some.extra.items()
@@ -45,9 +43,12 @@ def _stack_one(items: Sequence[ModalityInputs | None]) -> ModalityInputs:
     return ModalityInputs(values, mask, None if bool(present.all()) else present, extra)
 
 
-def _mask(x: ModalityInputs | None) -> Tensor | None:
-    if x is None:
-        return None
+def _deepened(x: ModalityInputs | None, ndim: int) -> ModalityInputs | None:
+    """One image among rows of several is a row of one."""
+    return x._replace(values=x.values[None]) if x is not None and x.values.ndim < ndim else x
+
+
+def _mask(x: ModalityInputs) -> Tensor:
     return x.mask if x.mask is not None else torch.ones(len(x.values), dtype=torch.bool)
 
 
@@ -77,12 +78,9 @@ class Known(NamedTuple):
 
     def within(self, ids: Tensor) -> Tensor:
         """(E, 2) pairs of rows whose items are positives of each other, for the items (B,) of a batch."""
-        rows, items = [], []
-        for row, i in enumerate(ids.tolist()):
-            partners = self.partner[self.start[i] : self.start[i + 1]]
-            rows.append(torch.full_like(partners, row))
-            items.append(partners)
-        row, item = torch.cat(rows), torch.cat(items)
+        partners = [self.partner[self.start[i] : self.start[i + 1]] for i in ids.tolist()]
+        row = torch.cat([torch.full_like(p, r) for r, p in enumerate(partners)])
+        item = torch.cat(partners)
         hit = item[:, None] == ids  # (P, B)
         found = hit.nonzero()
         return torch.stack([row[found[:, 0]], found[:, 1]], 1)

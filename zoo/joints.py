@@ -105,13 +105,16 @@ class Schedule(Protocol):
         """The parameters that `after_step` wants to have seen before the step, by name; {} for none."""
 
 
-class Composed(NamedTuple):
-    """What fills each joint: {joint: (plug-in name, its keywords)}, None where nothing does."""
+Filling = tuple[str, dict[str, Any]]  # plug-in name, its keywords
 
-    arrange: tuple[str, dict[str, Any]] | None = None
-    trunk: tuple[str, dict[str, Any]] | None = None
-    combine: tuple[str, dict[str, Any]] | None = None
-    schedule: tuple[str, dict[str, Any]] | None = None
+
+class Composed(NamedTuple):
+    """What fills each joint, None where nothing does."""
+
+    arrange: Filling | None = None
+    trunk: Filling | None = None
+    combine: Filling | None = None
+    schedule: Filling | None = None
 
     def make(self, joint: str, *positional: Any) -> Any:
         """Make the plug-in of ``joint``, or None where nothing fills it."""
@@ -131,29 +134,32 @@ def compose(fusion: Any, model: str, offers: Mapping[str, str | None]) -> Compos
         offers: The model's joints, each with its default plug-in or None.
 
     Raises:
-        ZooError: If a plug-in fills a joint that the model does not have, or two named ones fill the same.
+        ZooError: If a plug-in fills a joint that the model does not have, or two named or two brought along fill the same.
     """
     specs = [] if fusion is None else list(fusion) if isinstance(fusion, list | tuple) else [fusion]
-    named: dict[str, tuple[str, dict[str, Any]]] = {}
-    implied: dict[str, tuple[str, dict[str, Any]]] = {}
+    filled: dict[bool, dict[str, list[Filling]]] = {True: {}, False: {}}  # named by the user, or brought along by another
+    faults = []
     for spec in specs:
         name, keywords = split_spec(spec)
         for joint, brings in entry("fusion", name).joints.items():
             if joint not in offers:
-                raise ZooError(_no_joint(name, joint, model, offers))
-            if brings is not None:
-                implied.setdefault(joint, (brings, {}))
-            elif joint in named:
-                raise ZooError(f"fusions {named[joint][0]!r} and {name!r} both fill the joint {joint!r}: name one of them")
-            else:
-                named[joint] = (name, keywords)
-    defaults = {joint: (default, {}) for joint, default in offers.items() if default is not None}
-    return Composed(**{**defaults, **implied, **named})
+                faults.append(_no_joint(name, joint, model, offers))
+            filling = (name, keywords) if brings is None else (brings, {})
+            filled[brings is None].setdefault(joint, []).append(filling)
+    named, implied = filled[True], filled[False]
+    for joint, fillings in {**implied, **named}.items():
+        if len(fillings) > 1 and (joint in named or any(f != fillings[0] for f in fillings)):
+            both = " and ".join(repr(name) for name, _ in fillings)
+            faults.append(f"fusions {both} both fill the joint {joint!r}: name one of them")
+    if faults:
+        raise ZooError("\n".join(faults))
+    defaults: dict[str, list[Filling]] = {joint: [(default, {})] for joint, default in offers.items() if default is not None}
+    return Composed(**{joint: fillings[0] for joint, fillings in {**defaults, **implied, **named}.items()})
 
 
 def _no_joint(name: str, joint: str, model: str, offers: Mapping[str, str | None]) -> str:
     fit = [n for n in names("fusion") if set(entry("fusion", n).joints) <= set(offers)]
     return (
         f"fusion {name!r} acts at the joint {joint!r}, which model {model!r} does not have"
-        f" (it has: {', '.join(j for j in JOINTS if j in offers)}); fusions that fit it: {', '.join(fit)}"
+        f" (it has: {', '.join(j for j in JOINTS if j in offers) or 'none'}); fusions that fit it: {', '.join(fit) or 'none'}"
     )

@@ -36,14 +36,19 @@ Maker = TypeVar("Maker", bound=Callable[..., Any])
 
 @dataclass(frozen=True)
 class Entry:
-    """What the zoo knows of one part without making it."""
+    """What the zoo knows of one part without making it.
+
+    Attributes:
+        joints: A fusion's: the joints it fills, each with the plug-in that it brings for it (None: itself). A model's: the
+            joints it has, each with the plug-in that fills it by default.
+        paper: Where the method comes from.
+        licence: Of the code or weights.
+    """
 
     kind: str
     name: str
     maker: Callable[..., Any]
-    joints: Mapping[
-        str, str | None
-    ]  # fusion: joints it fills -> plug-in it brings for it (None: itself); model: joints it has -> its default
+    joints: Mapping[str, str | None]
     paper: str = ""
     licence: str = ""
 
@@ -92,8 +97,9 @@ def register(
 
     def mark(maker: Maker) -> Maker:
         known = _known.entries.get((kind, name))
-        if known is not None and known.maker.__module__ != maker.__module__:
-            raise ZooError(f"{kind} {name!r} is made by {known.maker.__module__} and again by {maker.__module__}")
+        module = known.maker.__module__ if known is not None else _files(kind).get(name, maker.__module__)
+        if module != maker.__module__:
+            raise ZooError(f"{kind} {name!r} is made by {module} and again by {maker.__module__}")
         _known.entries[kind, name] = Entry(kind, name, maker, filled, paper, licence)
         return maker
 
@@ -110,7 +116,7 @@ def _files(kind: str) -> dict[str, str]:
 
 @cache
 def _plugins(kind: str) -> dict[str, str]:
-    found = {}
+    found: dict[str, str] = {}
     for e in entry_points(group=f"zoo.{kind}"):
         module = e.value.partition(":")[0]
         other = found.get(e.name) or _files(kind).get(e.name)
@@ -177,14 +183,18 @@ def make(kind: str, spec: str | Mapping[str, Any], /, *positional: Any, **given:
         **given: Further keywords; they win over those in ``spec``.
 
     Raises:
-        ZooError: On an unknown name or keyword, or a value of the wrong type.
+        ZooError: On an unknown name or keyword, a value of the wrong type, or a keyword that the code around it hands over.
     """
     from zoo.config import checked, split_spec  # pydantic, only when something is made
 
     name, keywords = split_spec(dict(spec) if isinstance(spec, Mapping) else spec)
     maker, carried = lookup(kind, name)
     keywords = {**keywords, **carried, **given}
-    handed = dict(zip(signature(maker).parameters, positional, strict=False))
+    takes = [key for key, p in signature(maker).parameters.items() if p.kind is p.POSITIONAL_OR_KEYWORD]
+    assert len(positional) <= len(takes), (kind, name, takes, len(positional))
+    handed = dict(zip(takes, positional, strict=False))
+    if doubled := sorted(handed.keys() & keywords.keys()):
+        raise ZooError(f"{kind} {name!r}: {', '.join(map(repr, doubled))}: not a setting: the model gives it")
     return maker(**checked(maker, {**handed, **keywords}, f"{kind} {name!r}", lookup))
 
 

@@ -23,7 +23,7 @@ class Layout(NamedTuple):
     embeds: Tensor  # (B, N, D) text embeddings; what stands at a slot is ignored
     mask: Tensor  # (B, N) bool, True at text and slots
     slots: Tensor  # (B, N) int64: 0 text, k the k-th medium (from 1)
-    anchors: Mapping[str, Tensor]  # {name: (B,) position, -1 where the row has no such anchor}
+    anchors: Mapping[str, Tensor]  # {name: (B,) position of a text token, -1 where the row has no such anchor}
     labels: Tensor | None = None  # (B, N) int64, IGNORE where nothing is predicted
     keep: Tensor | None = None  # (B, N) bool: never cut
     shared: Tensor | None = None  # (B, N) bool: this slot's tokens share one position id (CogVLM's image)
@@ -88,7 +88,7 @@ def splice(
     follows = torch.cat(shared, 1).gather(1, order) & mask
     kinds = kinds.gather(1, order).masked_fill(~mask, -1)
     return Spliced(
-        sequence * mask[..., None],
+        sequence.masked_fill(~mask[..., None], 0),  # not a product: what stands at a slot may be nan
         mask,
         _positions(mask, follows, kinds),
         _labels(layout, total, order, mask),
