@@ -126,6 +126,15 @@ class Backbone(Protocol):
         """(B, S, D) to the hidden state after the final norm (B, S, D)."""
 
 
+class Model(Protocol):
+    """What an objective trains: an ``nn.Module`` that says which embeddings it gives."""
+
+    outputs: tuple[str, ...]  # the main one first
+
+    def __call__(self, batch: Batch) -> ModelOutput:
+        """A batch to embeddings, or whatever else this model fills in."""
+
+
 class PairData(Protocol):
     """A data set of items and of pairs of items that belong together. Made with ``(root,)``, the folder of data folders."""
 

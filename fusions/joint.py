@@ -1,0 +1,32 @@
+"""Ordinary training: one batch, one update, all modalities together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from torch import Tensor, nn
+
+from zoo.joints import Phase
+from zoo.registry import register
+from zoo.types import Batch
+
+
+@register("fusion", "joint", joints=("schedule",))
+class Joint(nn.Module):
+    """One phase a batch, in which every modality takes part."""
+
+    multi_phase = False
+
+    def phases(self, batch: Batch) -> Iterator[Phase]:
+        """The batch as it is."""
+        yield Phase("joint", batch)
+
+    def before_step(self, model: nn.Module, phase: Phase) -> None:
+        """Leaves the gradients alone."""
+
+    def after_step(self, model: nn.Module, phase: Phase, previous: Mapping[str, Tensor]) -> None:
+        """Leaves the parameters alone."""
+
+    def watched(self, model: nn.Module) -> Mapping[str, Tensor]:
+        """Needs none of the parameters as they were."""
+        return {}
