@@ -1,0 +1,57 @@
+"""What holds for every test: no network, one thread, the same seed."""
+
+import os
+import random
+import socket
+
+os.environ |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "MPLBACKEND": "Agg"}  # libraries read them when imported
+
+import numpy as np
+import pytest
+import torch
+
+LOOPBACK = ("127.0.0.1", "::1", "localhost", "", None)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread():
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _seeds():
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_network():
+    """Whatever reaches beyond this machine fails, with a sentence, instead of passing where there is a network."""
+    connect, resolve = socket.socket.connect, socket.getaddrinfo
+
+    def guarded_connect(self, address):
+        _refuse(address[0] if isinstance(address, tuple) else None)  # a Unix socket's address is a path
+        return connect(self, address)
+
+    def guarded_resolve(host, *arguments, **keywords):
+        _refuse(host)
+        return resolve(host, *arguments, **keywords)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(socket.socket, "connect", guarded_connect)
+        patch.setattr(socket, "getaddrinfo", guarded_resolve)
+        yield
+
+
+def _refuse(host):
+    if host not in LOOPBACK:
+        raise RuntimeError(f"a test reached for the network: {host!r}")
+
+
+@pytest.fixture
+def own_registry(monkeypatch):
+    """What a test registers is gone after it."""
+    from zoo import registry
+
+    monkeypatch.setattr(registry._known, "entries", dict(registry._known.entries))
