@@ -54,7 +54,7 @@ def test_a_plug_in_may_fill_two_joints_itself():
     assert (composed.arrange, composed.combine) == (("fake_all", {}), ("fake_all", {}))
 
 
-@pytest.mark.parametrize("fusion", permutations(["fake_alternating", {"name": "fake_gate", "bias": True}, "fake_micl"]))
+@pytest.mark.parametrize("fusion", list(permutations(["fake_alternating", {"name": "fake_gate", "bias": True}, "fake_micl"])))
 def test_named_wins_over_brought_along_in_any_order(fusion):
     composed = compose(fusion, "m", OFFERS)
     assert composed == (("fake_micl", {}), None, ("fake_gate", {"bias": True}), ("fake_alternating", {}))
@@ -65,13 +65,13 @@ def test_naming_what_comes_along_gives_it_keywords():
     assert composed.combine == ("fake_entropy", {"bias": True})
 
 
-@pytest.mark.parametrize("fusion", permutations(["fake_gate", "fake_sum"]))
+@pytest.mark.parametrize("fusion", list(permutations(["fake_gate", "fake_sum"])))
 def test_two_named_for_one_joint(fusion):
     with pytest.raises(ZooError, match=f"fusions '{fusion[0]}' and '{fusion[1]}' both fill the joint 'combine': name one of them"):
         compose(fusion, "m", OFFERS)
 
 
-@pytest.mark.parametrize("fusion", permutations(["fake_alternating", "fake_arranged"]))
+@pytest.mark.parametrize("fusion", list(permutations(["fake_alternating", "fake_arranged"])))
 def test_two_that_bring_different_ones_along_need_a_word(fusion):
     with pytest.raises(ZooError, match=r"'fake_(entropy|variance)' and 'fake_(entropy|variance)' both fill the joint 'combine'"):
         compose(fusion, "m", OFFERS)
