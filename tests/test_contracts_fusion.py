@@ -1,0 +1,344 @@
+"""What every fusion must keep, whoever wrote it: the lists are what the registry finds, so a new file is tested on arrival."""
+
+import pickle
+from itertools import product
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from zoo import make, names, registry
+from zoo.fusions.joint import Joint
+from zoo.joints import Parts, Phase, Segment, Words
+from zoo.registry import entry, register
+from zoo.types import Batch, ModalityInputs
+
+ROWS, DIM = 6, 8
+NAMES = ["note", "image", "audio"]
+WORDS = Words(note="note:", compress=", in one word: “", close="”. ", comma=",", stop=". ", keys={"title": "title", "image": "image"})
+
+
+def filling(joint: str) -> list[str]:
+    """The fusions that fill ``joint`` themselves."""
+    return [name for name in names("fusion") if entry("fusion", name).joints.get(joint, "another") is None]
+
+
+COMBINE, ARRANGE, SCHEDULE = filling("combine"), filling("arrange"), filling("schedule")
+combines = pytest.mark.parametrize("name", COMBINE)
+several = pytest.mark.parametrize("count", [1, 2, 3])
+
+
+def combine(name: str, count: int) -> nn.Module:
+    """Made as a model makes it; parameters that start at zero are moved off it, where they would hide a broken gradient."""
+    torch.manual_seed(0)
+    module = make("fusion", name, NAMES[:count], DIM)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return module
+
+
+def inputs(count: int, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+    torch.manual_seed(1)
+    return {name: torch.randn(ROWS, DIM).to(dtype).requires_grad_() for name in NAMES[:count]}
+
+
+def everyone(count: int) -> dict[str, Tensor]:
+    return {name: torch.ones(ROWS, dtype=torch.bool) for name in NAMES[:count]}
+
+
+def some(count: int) -> dict[str, Tensor]:
+    """Row i lacks the modalities whose bits i has: with up to three modalities every subset but one, and nothing at all."""
+    row = torch.arange(ROWS) if count > 1 else torch.arange(ROWS) % 2
+    return {name: (row >> bit) % 2 == 0 for bit, name in enumerate(NAMES[:count])}
+
+
+def test_the_lists_are_not_empty():
+    assert {"gated_late", "concat", "sum", "film", "bigated", "attention"} <= set(COMBINE)
+    assert {"early", "micl", "text_only"} <= set(ARRANGE)
+    assert "joint" in SCHEDULE
+
+
+@pytest.mark.parametrize("name", names("fusion"))
+def test_every_fusion_says_what_it_is(name):
+    known = entry("fusion", name)
+    assert known.joints
+    assert known.summary.endswith(".")
+
+
+def test_a_fusion_of_a_test_is_found_and_does_not_leak(monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(registry._known, "entries", dict(registry._known.entries))
+
+        @register("fusion", "of_a_test", joints=("combine",))
+        class OfATest(nn.Module):
+            """The first vector."""
+
+        assert "of_a_test" in filling("combine")
+    assert "of_a_test" not in names("fusion")
+
+
+class TestCombine:
+    @combines
+    @several
+    def test_shape_and_determinism(self, name, count):
+        module, x = combine(name, count).eval(), inputs(count)
+        out = module(x, everyone(count))
+        assert out.shape == (ROWS, DIM)
+        assert out.dtype == torch.float32
+        assert torch.equal(out, module(x, everyone(count)))
+
+    @combines
+    @several
+    def test_rows_do_not_see_each_other(self, name, count):
+        module, x, present = combine(name, count).eval(), inputs(count), some(count)
+        order = torch.arange(ROWS).flip(0)
+        flipped = module({k: v[order] for k, v in x.items()}, {k: v[order] for k, v in present.items()})
+        torch.testing.assert_close(flipped, module(x, present)[order])
+        one = module({k: v[:1] for k, v in x.items()}, {k: v[:1] for k, v in present.items()})
+        torch.testing.assert_close(one, module(x, present)[:1])
+
+    @combines
+    @several
+    def test_absent_vectors_have_no_influence(self, name, count):
+        module, x, present = combine(name, count).eval(), inputs(count), some(count)
+        plain = module(x, present)
+        for filler in (0.0, 1e6, torch.inf, torch.nan):
+            filled = {k: v.detach().masked_fill(~present[k][:, None], filler) for k, v in x.items()}
+            assert torch.equal(module(filled, present), plain)
+
+    @combines
+    @several
+    def test_absent_vectors_get_no_gradient_even_where_they_are_nan(self, name, count):
+        module, present = combine(name, count), some(count)
+        x = {k: v.detach().masked_fill(~present[k][:, None], torch.nan).requires_grad_() for k, v in inputs(count).items()}
+        module(x, present).square().sum().backward()
+        for k, v in x.items():
+            assert torch.equal(v.grad[~present[k]], torch.zeros(int((~present[k]).sum()), DIM))
+            assert bool(v.grad.isfinite().all())
+        assert all(p.grad.isfinite().all() for p in module.parameters())
+
+    @combines
+    @several
+    def test_nothing_there_gives_zeros(self, name, count):
+        nobody = {k: ~v for k, v in everyone(count).items()}
+        assert torch.equal(combine(name, count)(inputs(count), nobody), torch.zeros(ROWS, DIM))
+
+    @combines
+    @several
+    def test_gradient_reaches_every_modality(self, name, count):
+        module, x = combine(name, count), inputs(count)
+        module(x, everyone(count)).square().sum().backward()
+        assert all(bool(v.grad.any(1).all()) for v in x.values())
+
+    @combines
+    @pytest.mark.parametrize("count", [2, 3])
+    def test_gradient_reaches_every_parameter(self, name, count):
+        module = combine(name, count)
+        module(inputs(count), everyone(count)).square().sum().backward()
+        assert [key for key, p in module.named_parameters() if p.grad is None or not p.grad.any()] == []
+
+    @combines
+    @several
+    def test_each_modality_alone_gets_through(self, name, count):
+        for k in NAMES[:count]:
+            x, only = inputs(count), {j: torch.full((ROWS,), j == k) for j in NAMES[:count]}
+            out = combine(name, count)(x, only)
+            out.square().sum().backward()
+            assert bool(out.any(1).all())
+
+    @combines
+    def test_save_and_load(self, name, tmp_path):
+        module, x, present = combine(name, 3).eval(), inputs(3), some(3)
+        save_file(module.state_dict(), tmp_path / "weights.safetensors")
+        again = make("fusion", name, NAMES, DIM).eval()
+        again.load_state_dict(load_file(tmp_path / "weights.safetensors"))
+        assert torch.equal(again(x, present), module(x, present))
+
+    @combines
+    @several
+    def test_bfloat16(self, name, count):
+        module, x, present = combine(name, count), inputs(count, torch.bfloat16), some(count)
+        exact = module(x={k: v.float() for k, v in x.items()}, present=present)
+        out = module.bfloat16()(x, present)
+        assert out.dtype == torch.bfloat16
+        torch.testing.assert_close(out.float(), exact, rtol=0.05, atol=0.05)  # 2^-8 a rounding, a few in a row
+        out.float().square().sum().backward()
+        assert all(bool(v.grad.isfinite().all()) for v in x.values())
+
+    @combines
+    @several
+    def test_autocast(self, name, count):
+        module, x, present = combine(name, count), inputs(count), some(count)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            out = module(x, present)
+        torch.testing.assert_close(out.float(), module(x, present), rtol=0.05, atol=0.05)
+
+    @combines
+    def test_compiles_into_one_graph(self, name):
+        torch.compiler.reset()
+        check_compiled(name, "aot_eager")
+
+    @pytest.mark.slow  # the C++ compiler takes its time
+    def test_inductor(self):
+        torch.compiler.reset()
+        check_compiled("gated_late", "inductor")
+
+
+def check_compiled(name: str, backend: str) -> None:
+    module, x, present = combine(name, 3), inputs(3), some(3)
+    plain = module(x, present)
+    out = torch.compile(module, fullgraph=True, backend=backend)(x, present)
+    torch.testing.assert_close(out, plain)
+    ours, theirs = (torch.autograd.grad(o.square().sum(), list(x.values())) for o in (out, plain))
+    torch.testing.assert_close(ours, theirs)
+
+
+class TestGatedLate:
+    """NoteLLM-2's gate in particular."""
+
+    def test_zero_weights_give_the_mean(self):
+        module, x = make("fusion", "gated_late", NAMES[:2], DIM), inputs(2)
+        nn.init.zeros_(module.gates[0].weight)
+        torch.testing.assert_close(module(x, everyone(2)), (x["note"] + x["image"]) / 2)
+
+    def test_swapped_operands_are_the_same_class_of_functions(self):
+        ours, papers = (make("fusion", "gated_late", order, DIM) for order in (["note", "image"], ["image", "note"]))
+        note, image = ours.gates[0].weight.detach().chunk(2, dim=1)
+        papers.load_state_dict({"gates.0.weight": -torch.cat([image, note], dim=1)})
+        torch.testing.assert_close(papers(inputs(2), everyone(2)), ours(inputs(2), everyone(2)))
+
+    def test_what_is_alone_is_left_as_it_is(self):
+        module, x = combine("gated_late", 3), inputs(3)
+        for k in NAMES:
+            assert torch.equal(module(x, {j: torch.full((ROWS,), j == k) for j in NAMES}), x[k])
+
+    def test_initial_weights_and_bias(self):
+        torch.manual_seed(0)
+        gate = make("fusion", "gated_late", ["note", "image"], 256).gates[0]
+        assert gate.bias is None
+        assert gate.weight.std().item() == pytest.approx((2 / (3 * 256)) ** 0.5, rel=0.01)
+        assert make("fusion", {"name": "gated_late", "bias": True}, ["note", "image"], DIM).gates[0].bias is not None
+
+
+class TestOthers:
+    """What is particular to the other combine plug-ins, worked by hand."""
+
+    def test_sum_and_attention_at_the_start(self):
+        x, present = inputs(3), some(3)
+        total = sum(v.masked_fill(~present[k][:, None], 0) for k, v in x.items())
+        count = sum(present.values()).clamp(min=1)[:, None]
+        torch.testing.assert_close(make("fusion", "sum", NAMES, DIM)(x, present), total)
+        torch.testing.assert_close(make("fusion", "attention", NAMES, DIM)(x, present), total / count)
+
+    def test_attention_prefers_what_resembles_its_query(self):
+        module = make("fusion", "attention", ["note", "image"], 4)
+        x = {"note": torch.eye(4)[:1], "image": torch.eye(4)[1:2]}
+        with torch.no_grad():
+            module.query.copy_(torch.tensor([2.0, 0, 0, 0]))
+        weight = torch.tensor([1.0, 0.0]).softmax(0)  # <query, note> / sqrt(4) = 1
+        expected = torch.tensor([[weight[0], weight[1], 0, 0]])
+        torch.testing.assert_close(module(x, {k: torch.ones(1).bool() for k in x}), expected)
+
+    def test_film(self):
+        module, x = combine("film", 2), inputs(2)
+        scale, shift = module.conditions[0](x["image"]).chunk(2, dim=1)
+        torch.testing.assert_close(module(x, everyone(2)), (1 + scale) * x["note"] + shift)
+        nobody_else = everyone(2) | {"image": torch.zeros(ROWS).bool()}
+        assert torch.equal(module(x, nobody_else), x["note"])
+
+    def test_bigated(self):
+        module, x = combine("bigated", 2), inputs(2)
+        (a, b), (gate_a, gate_b) = module.values, module.gates
+        note, image = x["note"], x["image"]
+        expected = a(note) * torch.sigmoid(gate_b(image)) + b(image) * torch.sigmoid(gate_a(note))
+        torch.testing.assert_close(module(x, everyone(2)), expected)
+        alone = everyone(2) | {"image": torch.zeros(ROWS).bool()}
+        torch.testing.assert_close(module(x, alone), a(note))
+
+    def test_concat(self):
+        module, x = combine("concat", 2), inputs(2)
+        expected = torch.cat([x["note"], x["image"]], dim=1) @ module.project.weight.T + module.project.bias
+        torch.testing.assert_close(module(x, everyone(2)), expected)
+
+
+arranges = pytest.mark.parametrize("name", ARRANGE)
+TEXT, IMAGE = {"title": "shoes", "content": "red"}, ("image",)
+PARTS = [Parts(fields, media, WORDS) for fields, media in product((TEXT, {}), (IMAGE, ())) if fields or media]
+
+
+class TestArrange:
+    @arranges
+    @pytest.mark.parametrize("parts", PARTS)
+    def test_strings_in_segments_out(self, name, parts):
+        plugin = make("fusion", name)
+        segments = plugin(parts)
+        assert segments
+        assert all(isinstance(s, Segment) for s in segments)
+        assert all(bool(s.text) + (s.media is not None) + (s.role is not None) <= 1 for s in segments)
+        assert plugin(parts) == segments
+
+    @arranges
+    @pytest.mark.parametrize("parts", PARTS)
+    def test_anchors(self, name, parts):
+        plugin = make("fusion", name)
+        found = [s.anchor for s in plugin(parts) if s.anchor is not None]
+        assert len(found) == len(set(found))
+        assert set(found) <= set(plugin.anchors)
+        assert plugin.anchors[0] in found
+        assert all(s.text and s.keep for s in plugin(parts) if s.anchor is not None)
+
+    @arranges
+    def test_every_declared_anchor_is_read_where_everything_is_there(self, name):
+        plugin = make("fusion", name)
+        assert {s.anchor for s in plugin(Parts(TEXT, IMAGE, WORDS))} - {None} == set(plugin.anchors)
+
+    @arranges
+    @pytest.mark.parametrize("parts", PARTS)
+    def test_media_stand_where_they_are_and_nowhere_else(self, name, parts):
+        plugin = make("fusion", name)
+        segments = plugin(parts)
+        assert [s.media for s in segments if s.media is not None] == (list(parts.media) if plugin.media else [])
+        text = "".join(s.text for s in segments)
+        assert ("image" in text) == (plugin.media and "image" in parts.media)
+        assert all(value in text for value in parts.fields.values())
+
+    @arranges
+    def test_travels_to_the_workers(self, name):
+        parts = Parts(TEXT, IMAGE, WORDS)
+        plugin = make("fusion", name)
+        again = pickle.loads(pickle.dumps(plugin))
+        assert again(parts) == plugin(parts)
+        assert (again.anchors, again.media) == (plugin.anchors, plugin.media)
+
+
+schedules = pytest.mark.parametrize("name", SCHEDULE)
+
+
+class TestSchedule:
+    @schedules
+    def test_phases_and_hooks(self, name):
+        schedule, model = make("fusion", name), nn.Linear(3, 2)
+        batch = Batch({"text": ModalityInputs(torch.zeros(4, 3))})
+        phases = list(schedule.phases(batch))
+        assert isinstance(schedule, nn.Module)
+        assert phases
+        assert all(isinstance(phase, Phase) for phase in phases)
+        assert schedule.multi_phase or len(phases) == 1
+        assert set(schedule.watched(model)) <= set(dict(model.named_parameters()))
+        for phase in phases:
+            model(phase.batch.inputs["text"].values).sum().backward()
+            schedule.before_step(model, phase)
+            schedule.after_step(model, phase, {k: v.detach().clone() for k, v in model.named_parameters()})
+            assert all(p.grad.isfinite().all() for p in model.parameters())
+
+    @schedules
+    def test_state_round_trip(self, name):
+        schedule = make("fusion", name)
+        make("fusion", name).load_state_dict(schedule.state_dict())
+
+    def test_joint_is_one_update_with_everything(self):
+        batch = Batch({"text": ModalityInputs(torch.zeros(4, 3))})
+        assert not Joint.multi_phase
+        assert list(Joint().phases(batch)) == [Phase("joint", batch)]
