@@ -106,7 +106,7 @@ def check(
         faults += more
         if not more and (kind := part_kind(hints.get(key))) is not None:
             faults += _check_parts(kind, value, lookup, (*path, key))
-    missing = [k for k, p in open_.items() if p.default is p.empty and p.kind is not p.VAR_KEYWORD and k not in given]
+    missing = [k for k, p in open_.items() if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD) and k not in given]
     faults += [Fault(path, f"{key!r} is missing") for key in missing]
     return out, faults
 
