@@ -1,0 +1,296 @@
+"""Clicks to pairs: which notes are clicked by the same users, in SQL that spills to disk instead of filling the memory."""
+
+from __future__ import annotations
+
+import logging
+import math
+import tempfile
+from dataclasses import dataclass
+from datetime import UTC, date, datetime
+from io import BytesIO
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import Field
+
+from zoo.config import Positive
+from zoo.data._tables import Source, literal, reading
+from zoo.errors import ZooError
+from zoo.files import write_bytes
+
+logger = logging.getLogger("zoo.data")
+
+Moment = str | date | datetime | float  # ISO text, a date, or seconds since 1970; without a time zone it is UTC
+DAY = 86400.0
+UNIT = 10**15  # scores are summed as whole numbers of 1/UNIT: exact, hence the same for any order and number of threads
+CO_CLICKS_AT_ONCE = 20_000_000  # rows of the self-join that one step aggregates
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mine:
+    """How clicks become pairs; the defaults are those of NoteLLM (Zhang et al., 2024, https://arxiv.org/abs/2403.01744).
+
+    s(A -> B) is the sum, over the users who clicked A and later B, of 1 / N_u, where N_u is the number of different notes
+    that the user clicked in the window: a user who clicks everything says little about any pair.
+
+    Attributes:
+        group: The column whose equal values tie clicks together: ``user_id``, or a session.
+        directed: Count A -> B only where the first click on A came before the last one on B; else wherever both were clicked.
+        window_days: Only the last so many days of the log count; None: all of it.
+        low: Pairs that score less are dropped as chance.
+        up: Pairs that score more are dropped as outliers.
+        top: Partners kept for each note.
+        rank_by: ``score``, or ``cosine`` = n_ab / sqrt(n_a n_b), counted in groups, which keeps popularity out.
+            Equal ones are ordered by the id of the partner.
+        min_groups: Groups that a pair must be found in.
+        min_groups_held_out: The same for the splits after the training window, which are shorter; None: ``min_groups``.
+        max_notes: Of a group with more notes, so many are drawn at random; N_u stays. The work grows with the square of it. None: all.
+        seed: Of that draw.
+    """
+
+    group: str = "user_id"
+    directed: bool = True
+    window_days: Annotated[float, Field(gt=0)] | None = 7.0
+    low: Annotated[float, Field(ge=0)] = 0.01
+    up: Annotated[float, Field(ge=0)] = 30.0
+    top: Positive = 10
+    rank_by: Literal["score", "cosine"] = "score"
+    min_groups: Positive = 1
+    min_groups_held_out: Positive | None = None
+    max_notes: Annotated[int, Field(ge=2)] | None = None
+    seed: int = 0
+
+
+PAPER = Mine()
+
+
+class Mined(NamedTuple):
+    """What mining gives."""
+
+    pairs: pa.Table  # note_a, note_b, score, cosine, n_groups, rank (from 0), sorted by note_a and rank
+    statistics: dict[str, Any]
+
+
+def mine(
+    clicks: Path | pa.Table,
+    rule: Mine = PAPER,
+    *,
+    split: str | None = None,
+    since: Moment | None = None,
+    until: Moment | None = None,
+    leave_out: pa.Array | None = None,
+    queries: pa.Array | None = None,
+    memory: str | None = None,
+    scratch: Path | None = None,
+) -> Mined:
+    """Mine the pairs of notes that the same users click.
+
+    Args:
+        clicks: Columns ``note_id``, ``timestamp`` and ``rule.group``; a ``.parquet`` or ``.csv`` file, or a table.
+        rule: What counts as a pair.
+        split: Only clicks with this value in the column ``split``.
+        since: Only clicks at this moment or later.
+        until: Only clicks before this moment.
+        leave_out: Notes whose clicks do not count, not even for N_u.
+        queries: The only notes that get partners; None: all.
+        memory: How much DuckDB may hold before it writes to disk, ``"2GB"``; None: four fifths of the machine's.
+        scratch: Folder for what it writes then; None: the system's temporary folder.
+
+    Raises:
+        ZooError: If a column is missing or of the wrong type, a file cannot be read, or the log is empty.
+    """
+    with tempfile.TemporaryDirectory(prefix="zoo_mine_", dir=scratch) as folder:
+        con = duckdb.connect(str(Path(folder) / "mine.duckdb"))
+        try:
+            con.execute("set enable_progress_bar = false")
+            con.execute(f"set temp_directory = {literal(folder)}")
+            if memory is not None:
+                _limit(con, memory)
+            source = _checked(Source(con, clicks, "clicks"), rule, split)
+            with reading(source.path):
+                statistics = _collect(con, source, rule, split, _window(con, source, rule, split, since, until), leave_out)
+            statistics |= _pair_up(con, rule, queries)
+            order = "select a as note_a, b as note_b, score, cosine, n_groups, rank from top order by a, rank"
+            return Mined(con.sql(order).to_arrow_table(), statistics)
+        finally:
+            con.close()
+
+
+def mine_file(
+    clicks: Path,
+    out: Path,
+    rule: Mine = PAPER,
+    *,
+    split: str | None = None,
+    since: Moment | None = None,
+    until: Moment | None = None,
+    memory: str | None = None,
+    scratch: Path | None = None,
+) -> dict[str, Any]:
+    """`mine` a file into a parquet file, which is whole or not there.
+
+    Returns:
+        The statistics.
+
+    Raises:
+        ZooError: As `mine`; and if ``out`` is no ``.parquet``, or no pair is left.
+    """
+    if out.suffix != ".parquet":
+        raise ZooError(f"{out.name}: pairs are written as parquet: name the file {out.stem}.parquet")
+    pairs, statistics = mine(clicks, rule, split=split, since=since, until=until, memory=memory, scratch=scratch)
+    if not statistics["pairs"]:
+        raise ZooError(f"{clicks.name}: {none_left(rule, statistics)}")
+    content = BytesIO()
+    pq.write_table(pairs, content)
+    write_bytes(out, content.getvalue())
+    return statistics
+
+
+def none_left(rule: Mine, statistics: dict[str, Any]) -> str:
+    """Why mining gave no pair, and what would."""
+    return (
+        f"no pair is left of {statistics['co_clicked']} co-clicked ones: {statistics['below_low']} score less than low={rule.low},"
+        f" {statistics['above_up']} more than up={rule.up}, {statistics['few_groups']} are found in fewer than {rule.min_groups} groups"
+        f" (of {statistics['groups']} groups by {rule.group!r}): lower them, widen window_days={rule.window_days}, or choose another group"
+    )
+
+
+def seconds(moment: Moment) -> float:
+    """A moment as seconds since 1970.
+
+    Raises:
+        ZooError: If text is no ISO date.
+    """
+    if isinstance(moment, str):
+        try:
+            moment = datetime.fromisoformat(moment)
+        except ValueError as e:
+            raise ZooError(f"{moment!r} is no date: write 2024-05-31, or 2024-05-31T18:00:00") from e
+    if isinstance(moment, date) and not isinstance(moment, datetime):
+        moment = datetime(moment.year, moment.month, moment.day)
+    if isinstance(moment, datetime):
+        return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+    return float(moment)
+
+
+def _limit(con: duckdb.DuckDBPyConnection, memory: str) -> None:
+    try:
+        con.execute(f"set memory_limit = {literal(memory)}")
+    except duckdb.Error as e:
+        raise ZooError(f"memory={memory!r} is no size: write '2GB' or '500MB'") from e
+
+
+def _checked(source: Source, rule: Mine, split: str | None) -> Source:
+    faults = source.missing(rule.group, "note_id", "timestamp", *(["split"] if split is not None else []))
+    if not faults:
+        try:
+            source.seconds()
+        except ZooError as e:
+            faults.append(str(e))
+    if faults:
+        raise ZooError("\n".join(faults))
+    if not source.rows():
+        raise ZooError(f"{source.path.name}: it has no rows")
+    return source
+
+
+def _window(
+    con: duckdb.DuckDBPyConnection, source: Source, rule: Mine, split: str | None, since: Moment | None, until: Moment | None
+) -> str:
+    """The clicks that count, as an SQL condition."""
+    conditions = [f"{source.at(c)} is not null" for c in (rule.group, "note_id", "timestamp")]
+    conditions += [f"{source.at('split')}::varchar = {literal(split)}"] if split is not None else []
+    conditions += [f"{source.seconds()} < {seconds(until)!r}"] if until is not None else []
+    end = seconds(until) if until is not None else None
+    if rule.window_days is not None:
+        if end is None:
+            (end,) = _one(con, f"select max({source.seconds()}) from {source.sql} where {' and '.join(conditions)}")
+        starts = [] if end is None else [end - rule.window_days * DAY]
+    else:
+        starts = []
+    starts += [seconds(since)] if since is not None else []
+    conditions += [f"{source.seconds()} >= {max(starts)!r}"] if starts else []
+    return " and ".join(conditions)
+
+
+def _collect(
+    con: duckdb.DuckDBPyConnection, source: Source, rule: Mine, split: str | None, window: str, leave_out: pa.Array | None
+) -> dict[str, Any]:
+    """Fill ``event``: one row for every note that a group clicked, with its weight; and ``held``: groups that hold a note."""
+    note, group, at = source.at("note_id"), source.at(rule.group), source.seconds()
+    if leave_out is not None:
+        con.register("left_out", pa.table({"n": leave_out}))
+        window += f" and {note} not in (select n from left_out)"
+    con.execute(
+        f"create table every as select {group} as g, {note} as n, min({at}) as first, max({at}) as last, count(*) as clicks"
+        f" from {source.sql} where {window} group by 1, 2"
+    )
+    con.execute("create table sized as select g, count(*) as size from every group by g")
+    con.execute("create table held as select n, count(*)::double as groups from every group by n")
+    most = rule.max_notes or 2**62
+    con.register("drawn", _draw(con, most, rule.seed))
+    numbered = "select *, row_number() over (partition by g order by n) - 1 as place from every join sized using (g) where size > ?"
+    con.execute(
+        f"create table event as select g, n, first, last, round({UNIT} / size)::bigint as weight from every join sized using (g)"
+        f" where size <= ? union all select g, n, first, last, round({UNIT} / size)::bigint from ({numbered}) join drawn using (g, place)",
+        [most, most],
+    )
+    read, (used, notes), (groups, cut) = (
+        source.rows(),
+        _one(con, "select coalesce(sum(clicks), 0)::bigint, count(distinct n) from every"),
+        _one(con, f"select count(*), count(*) filter (size > {most}) from sized"),
+    )
+    return {"clicks": read, "clicks_used": used, "notes": notes, "groups": groups, "groups_sampled": cut}
+
+
+def _draw(con: duckdb.DuckDBPyConnection, most: int, seed: int) -> pa.Table:
+    """The places, among its notes in order, that are drawn of each group with more than ``most`` notes."""
+    large = con.sql(f"select g, size from sized where size > {most} order by g").to_arrow_table()
+    draw = np.random.default_rng(seed)
+    places = [draw.choice(size, most, replace=False) for size in large["size"].to_pylist()]
+    of_group = np.repeat(np.arange(len(places)), most if places else 0)
+    return pa.table({"g": large["g"].take(pa.array(of_group)), "place": np.concatenate([*places, np.empty(0, np.int64)])})
+
+
+def _pair_up(con: duckdb.DuckDBPyConnection, rule: Mine, queries: pa.Array | None) -> dict[str, Any]:
+    """Fill ``top``, a share of the query notes at a time, so that a step's rows are bounded and a long run shows where it is."""
+    asked = ""
+    if queries is not None:
+        con.register("queries", pa.table({"n": queries}))
+        asked = " and a.n in (select n from queries)"
+    (expected,) = _one(con, "select coalesce(sum(k * k), 0)::bigint from (select count(*) as k from event group by g)")
+    parts = max(1, math.ceil(expected / CO_CLICKS_AT_ONCE))
+    counts = dict.fromkeys(("co_clicked", "below_low", "above_up", "few_groups"), 0)
+    score, few = f"(total::double / {UNIT})", f"n_groups < {rule.min_groups}"
+    keep = f"{score} >= {rule.low!r} and {score} <= {rule.up!r} and not {few}"
+    worth = "total" if rule.rank_by == "score" else "cosine"
+    for part in range(parts):
+        con.execute(
+            "create or replace temp table pair as select a.n as a, b.n as b, sum(a.weight) as total, count(*) as n_groups"
+            f" from event a join event b on a.g = b.g and a.n <> b.n{' and a.first < b.last' if rule.directed else ''}"
+            f" where hash(a.n) % {parts} = {part}{asked} group by 1, 2"
+        )
+        found = _one(
+            con,
+            f"select count(*), count(*) filter ({score} < {rule.low!r}), count(*) filter ({score} > {rule.up!r}),"
+            f" count(*) filter ({few}) from pair",
+        )
+        counts = {name: counts[name] + n for name, n in zip(counts, found, strict=True)}
+        con.execute(
+            f"{'insert into top' if part else 'create table top as'} select * exclude (total) from (select a, b, {score} as score, cosine,"
+            f" n_groups, row_number() over (partition by a order by {worth} desc, b) - 1 as rank, total from (select pair.*,"
+            " n_groups / sqrt(x.groups * y.groups) as cosine from pair join held x on x.n = a join held y on y.n = b"
+            f" where {keep})) where rank < {rule.top}"
+        )
+        if parts > 1:
+            logger.info("mining: part %d of %d, about %d million co-clicks", part + 1, parts, expected * (part + 1) // parts // 10**6)
+    pairs, notes = _one(con, "select count(*), count(distinct a) from top")
+    return {**counts, "pairs": pairs, "query_notes": notes}
+
+
+def _one(con: duckdb.DuckDBPyConnection, sql: str) -> tuple[Any, ...]:
+    return con.execute(sql).fetchall()[0]
