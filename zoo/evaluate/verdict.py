@@ -69,5 +69,5 @@ def verdict(k: int, comparisons: Sequence[Comparison]) -> str:
     best = max(comparisons, key=lambda c: c.baseline_recall)
     return (
         f"VERDICT: {best.outcome} | recall@{k}={best.recall:.3f} | baseline {best.baseline}={best.baseline_recall:.3f}"
-        f" | difference={best.mean:+.3f} [{best.low:+.3f}, {best.high:+.3f}]"
+        f" | difference={best.mean:+z.3f} [{best.low:+z.3f}, {best.high:+z.3f}]"
     )

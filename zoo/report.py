@@ -1,0 +1,258 @@
+"""One page that says what a run did and whether it was worth it: readable offline, in any browser, in ten years."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+import torch
+from PIL import Image
+
+from zoo.errors import ZooError
+from zoo.evaluate import plots
+from zoo.evaluate.retrieval import topk
+from zoo.files import write_bytes, write_text
+from zoo.types import PairData, Row
+
+_TEMPLATE = Path(__file__).with_name("report.html")
+_SUBSETS = {"all": "All", "short_query": "Short query", "short_target": "Short target"}
+_INPUTS = {"both": "", "text": "text only", "image": "image only"}
+_THUMBNAIL = 112  # pixels of the longer side; shown at half of it or a little more
+
+
+def report(folder: Path) -> Path:
+    """Write ``report.html`` from what a run left in ``folder``, and its pictures as ``plots/*.png``.
+
+    The page is one file: pictures are inside it, nothing is loaded and no script runs. What the run did not leave (no
+    examples, no evaluation yet) has no section.
+
+    Args:
+        folder: Holds any of ``recipe.yaml``, ``log.jsonl``, ``metrics.json``, ``examples.json``, ``arms/*/log.jsonl``.
+
+    Returns:
+        The page.
+
+    Raises:
+        ZooError: If there is none of these, or one cannot be read.
+    """
+    metrics = _read_json(folder / "metrics.json") or {}
+    recipe = folder / "recipe.yaml"
+    logs = _logs(folder, metrics)
+    if not (metrics or logs or recipe.is_file()):
+        raise ZooError(f"{folder} holds no run: expected recipe.yaml, log.jsonl or metrics.json in it")
+    pictures = _pictures(metrics, logs)
+    for name, png in pictures.items():
+        write_bytes(folder / "plots" / f"{name}.png", png)
+    page = _environment().get_template(_TEMPLATE.name)
+    content = page.render(
+        name=folder.resolve().name,
+        verdict=metrics.get("verdict"),
+        main=_main(metrics),
+        comparisons=metrics.get("comparisons", []),
+        tables=_tables(metrics),
+        pictures={name: base64.b64encode(png).decode() for name, png in pictures.items()},
+        examples=_read_json(folder / "examples.json") or [],
+        arms=metrics.get("arms", {}),
+        facts={"Data": _flat(metrics.get("data", {})), "Machine": _flat(metrics.get("machine", {}))},
+        recipe=recipe.read_text(encoding="utf-8") if recipe.is_file() else None,
+    )
+    return write_text(folder / "report.html", content)
+
+
+def examples(
+    data: PairData, vectors: np.ndarray | torch.Tensor, queries: Sequence[int] | np.ndarray, k: int, *, split: str = "test"
+) -> list[dict[str, Any]]:
+    """Entries of ``examples.json``: each query with its nearest candidates, and which of them are its partners.
+
+    Args:
+        data: Its notes are shown, its pairs mark the hits, its pool without the query itself is searched.
+        vectors: (N, D), one per note.
+        queries: (q,) note indices.
+        k: Neighbours of each.
+        split: Of the pairs and the pool.
+
+    Raises:
+        ZooError: If k exceeds the candidates, or the vectors are not finite.
+    """
+    pairs, pool = data.pairs(split), data.pool(split)
+    vectors = torch.as_tensor(vectors)
+    entries = []
+    for query in map(int, queries):
+        candidates = pool[pool != query]
+        partners = set(pairs[pairs[:, 0] == query, 1].tolist())
+        places, scores = topk(vectors[torch.from_numpy(candidates)], vectors[[query]], k)
+        neighbours = [
+            {**_card(data.notes[note]), "hit": note in partners, "score": float(score)}
+            for note, score in zip(candidates[places[0]].tolist(), scores[0], strict=True)
+        ]
+        for neighbour in neighbours:
+            del neighbour["text"]
+        entries.append({"query": _card(data.notes[query]), "neighbours": neighbours})
+    return entries
+
+
+def _card(row: Row) -> dict[str, Any]:
+    """What is shown of a note: title, text, and a small PNG in base64, None without a picture."""
+    image = row.get("image")
+    if isinstance(image, list | tuple):
+        image = image[0] if image else None
+    if isinstance(image, bytes):
+        image = Image.open(io.BytesIO(image))
+    elif isinstance(image, str | Path):
+        image = Image.open(image)
+    if image is not None:
+        image = image.convert("RGB")
+        image.thumbnail((_THUMBNAIL, _THUMBNAIL))
+        file = io.BytesIO()
+        image.save(file, "PNG")
+        image = base64.b64encode(file.getvalue()).decode()
+    return {"title": row.get("title") or "", "text": row.get("content") or "", "image": image}
+
+
+def _read_json(path: Path) -> Any:
+    """The content, or None if there is no such file."""
+    if not path.is_file():
+        return None
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as e:
+        raise ZooError(f"{path}: no JSON ({e}); delete it and evaluate again") from e
+
+
+def _logs(folder: Path, metrics: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    """By arm, the main one first, the log lines that hold a loss."""
+    main = metrics.get("main", {}).get("arm", "model")
+    files = {main: folder / "log.jsonl"} | {p.parent.name: p for p in sorted(folder.glob("arms/*/log.jsonl"))}
+    logs = {name: _losses(path) for name, path in files.items() if path.is_file()}
+    return {name: lines for name, lines in logs.items() if lines}
+
+
+def _losses(path: Path) -> list[dict[str, Any]]:
+    ended = path.read_text(encoding="utf-8").split("\n")[:-1]  # a run that is killed may leave a last line without its end
+    found = []
+    for number, line in enumerate(ended, 1):
+        try:
+            entry = json.loads(line)
+        except json.JSONDecodeError as e:
+            raise ZooError(f"{path}, line {number}: no JSON ({e})") from e
+        if "step" in entry and "loss" in entry:
+            found.append(entry)
+    return found
+
+
+def _records(metrics: Mapping[str, Any]) -> dict[tuple[str, str, str, str, int], dict[str, Any]]:
+    """Every record by (arm, protocol, subset, input, k)."""
+    return {
+        (arm, r["protocol"], r["subset"], r["input"], r["k"]): r
+        for arm, values in metrics.get("arms", {}).items()
+        for r in values.get("records", [])
+    }
+
+
+def _main(metrics: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The record that the verdict speaks of, with its arm."""
+    main = metrics.get("main")
+    if main is None:
+        return None
+    key = (main["arm"], main["protocol"], main["subset"], main["input"], main["k"])
+    records = _records(metrics)
+    if key not in records:
+        raise ZooError(f"metrics.json: the main record {key} is not among its {len(records)} records; evaluate again")
+    return {**records[key], "arm": main["arm"], "subset_label": _SUBSETS[main["subset"]]}
+
+
+def _tables(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """One table per protocol: a row per arm and input, a column per subset and k; the main record's protocol first."""
+    records, main = _records(metrics), metrics.get("main", {})
+    protocols = sorted({key[1] for key in records}, key=lambda p: (p != main.get("protocol"), p))
+    return [_table({key: r for key, r in records.items() if key[1] == protocol}, protocol, main.get("arm")) for protocol in protocols]
+
+
+def _table(records: Mapping[tuple[str, str, str, str, int], dict[str, Any]], protocol: str, main: str | None) -> dict[str, Any]:
+    columns = [(s, k) for s in _SUBSETS for k in sorted({key[4] for key in records if key[2] == s})]
+    best = {(s, k): max(round(r["recall"], 3) for key, r in records.items() if (key[2], key[4]) == (s, k)) for s, k in columns}
+    rows = []
+    for arm, given in dict.fromkeys((key[0], key[3]) for key in records):
+        cells = [records.get((arm, protocol, s, given, k)) for s, k in columns]
+        marked = [cell and {**cell, "best": round(cell["recall"], 3) == best[column]} for cell, column in zip(cells, columns, strict=True)]
+        rows.append({"arm": arm, "input": _INPUTS[given], "main": arm == main and given == "both", "cells": marked})
+    groups = []
+    for subset, label in _SUBSETS.items():
+        ks = [k for s, k in columns if s == subset]
+        if ks:
+            queries = max(r["queries"] for key, r in records.items() if key[2] == subset)
+            groups.append({"label": label, "queries": queries, "ks": ks})
+    return {"protocol": protocol, "groups": groups, "rows": rows}
+
+
+def _pictures(metrics: Mapping[str, Any], logs: Mapping[str, list[dict[str, Any]]]) -> dict[str, bytes]:
+    pictures = {}
+    if (main := _main(metrics)) is not None:
+        pictures["recall"] = plots.recall_plot(*_bars(metrics, main), f"recall@{main['k']}")
+    if logs:
+        pictures["loss"] = plots.loss_plot(logs)
+    return pictures
+
+
+def _bars(metrics: Mapping[str, Any], main: Mapping[str, Any]) -> tuple[list[plots.Bar], list[str]]:
+    """The main record's protocol and k, for every arm and input; the highest recall on top."""
+    records = {(key[0], key[3], key[2]): r for key, r in _records(metrics).items() if (key[1], key[4]) == (main["protocol"], main["k"])}
+    subsets = [s for s in _SUBSETS if any(key[2] == s for key in records)]
+    bars = []
+    for arm, given in dict.fromkeys(key[:2] for key in records):
+        colour = plots.TRAINED if metrics["arms"][arm].get("parameters") else plots.UNTRAINED
+        row = [records.get((arm, given, s), {}) for s in subsets]
+        values = [[r.get(part) for r in row] for part in ("recall", "low", "high")]
+        label = f"{arm}, {_INPUTS[given]}" if _INPUTS[given] else arm
+        bars.append(plots.Bar(label, plots.MAIN if (arm, given) == (main["arm"], main["input"]) else colour, *values))
+    bars.sort(key=lambda bar: -(bar.recall[0] or 0.0))
+    return bars, [_SUBSETS[s] for s in subsets]
+
+
+def _flat(values: Mapping[str, Any], before: str = "") -> dict[str, Any]:
+    """Nested mappings as one: ``{"clicks": {"users": 3}}`` as ``{"clicks users": 3}``."""
+    out: dict[str, Any] = {}
+    for key, value in values.items():
+        name = f"{before}{key}".replace("_", " ")
+        out |= _flat(value, f"{name} ") if isinstance(value, Mapping) else {name: value}
+    return out
+
+
+def _environment() -> jinja2.Environment:
+    """Titles come from users and may hold markup: everything is escaped, and a name the page does not get is an error."""
+    loader = jinja2.FileSystemLoader(_TEMPLATE.parent)
+    environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters |= {"shown": _shown, "duration": _duration, "decimals": "{:.3f}".format, "signed": "{:+z.3f}".format}
+    return environment
+
+
+def _shown(value: Any, most: int = 20) -> str:
+    """A value as a person reads it."""
+    if value is None or value == []:
+        return "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, float):
+        return f"{value:,.4g}" if abs(value) < 1e5 else f"{value:,.0f}"
+    if isinstance(value, list):
+        more = f" and {len(value) - most:,} more" if len(value) > most else ""
+        return ", ".join(map(str, value[:most])) + more
+    return str(value)
+
+
+def _duration(seconds: float | None) -> str:
+    if seconds is None:
+        return "–"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes:02} min"
+    return f"{minutes} min {rest:02} s" if minutes else f"{seconds:.1f} s"
