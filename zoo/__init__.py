@@ -53,7 +53,7 @@ for _folder in ("fusions", "kernels", "recipes"):  # a checkout that lost its li
     if not _link.is_dir() and _home.is_dir():
         _spec = ModuleSpec(f"zoo.{_folder}", None, is_package=True)
         _spec.submodule_search_locations = [str(_home)]
-        sys.modules[_spec.name] = module_from_spec(_spec)
+        globals()[_folder] = sys.modules[_spec.name] = module_from_spec(_spec)
 
 
 def __getattr__(name: str) -> object:

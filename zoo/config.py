@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, is_dataclass
-from typing import Annotated, Any, NamedTuple, get_args, get_origin, get_type_hints, is_typeddict
+from typing import Annotated, Any, NamedTuple, get_args, get_origin, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
@@ -136,7 +136,7 @@ def _check_value(hint: Any, value: Any, lookup: Lookup, path: tuple[str | int, .
     if (section := section_of(hint)) is not None and isinstance(value, list | tuple):
         each = [_check_section(section, v, lookup, (*path, i)) for i, v in enumerate(value)]
         return tuple(v for v, _ in each), [f for _, faults in each for f in faults]
-    fixed = is_typeddict(hint) or (inspect.isclass(hint) and issubclass(hint, BaseModel))  # brings its own configuration
+    fixed = inspect.isclass(hint) and issubclass(hint, BaseModel)  # brings its own configuration
     try:
         return TypeAdapter(hint, config=None if fixed else _LOOSE).validate_python(value), []
     except ValidationError as e:

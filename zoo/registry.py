@@ -162,7 +162,7 @@ def lookup(kind: str, name: str) -> tuple[Callable[..., Any], dict[str, Any]]:
     """The maker of ``name``, and the keywords that the name itself carries: ``timm:resnet18`` carries ``arch``.
 
     Raises:
-        ZooError: If there is no such name, or it takes nothing after a colon.
+        ZooError: If there is no such name, or it takes nothing after a colon, or nothing stands there.
     """
     stem, colon, arch = name.partition(":")
     maker = entry(kind, stem).maker
@@ -170,6 +170,8 @@ def lookup(kind: str, name: str) -> tuple[Callable[..., Any], dict[str, Any]]:
         return maker, {}
     if "arch" not in signature(maker).parameters:
         raise ZooError(f"{kind} {stem!r} takes nothing after a colon: write {stem!r}, not {name!r}")
+    if not arch:
+        raise ZooError(f"{kind} {name!r} names nothing after its colon: write '{stem}:<name>'")
     return maker, {"arch": arch}
 
 

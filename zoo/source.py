@@ -24,7 +24,7 @@ class _Dumper(yaml.SafeDumper):
     """Quotes every string that a reader of YAML 1.1 or of 1.2 would take for something else."""
 
 
-_NUMBER = r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)"
+_NUMBER = r"[-+]?(\.[0-9]+|[0-9]+\.[0-9]*)([eE][-+]?[0-9]+)?|[-+]?[0-9]+[eE][-+]?[0-9]+|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)"
 for _tag, _pattern, _first in (
     ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
     ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
@@ -59,8 +59,8 @@ class Source:
     def read(cls, name: str, text: str) -> Source:
         """Parse YAML. What cannot be read at all gives one fault; the values are then None."""
         source = cls(name, None)
-        loader = _Loader(text)
         try:
+            loader = _Loader(text)
             node = loader.get_single_node()
             if node is not None:
                 source.values = source._take(loader, node, (), set())
@@ -71,8 +71,6 @@ class Source:
             source.faults.append(Fault((), f"column {mark.column + 1}: not readable as YAML: {e.problem or e.context}"))
         except yaml.YAMLError as e:
             source.faults.append(Fault((), f"not readable as YAML: {e}".replace("\n", " ")))
-        finally:
-            loader.dispose()
         return source
 
     def _take(self, loader: _Loader, node: yaml.Node, path: Keys, seen: set[int]) -> Any:
@@ -134,7 +132,7 @@ class Source:
         return lines[0] if len(lines) == 1 else "\n".join([f"{self.name}: {len(lines)} faults", *lines])
 
     def _said(self, fault: Fault) -> tuple[int, str]:
-        """Line and text of one fault; the innermost key that has a place decides."""
+        """Line and text of one fault; the innermost key that has a place decides, and an override for what it alone brought in."""
         key = ".".join(map(str, fault.path))
         says = f"{key}: {fault.says}" if key else fault.says
         for end in range(len(fault.path), -1, -1):
@@ -142,7 +140,8 @@ class Source:
                 return 1_000_000_000, f"{override}: {says}"
             if (line := self._line.get(fault.path[:end])) is not None:
                 return line, f"{self.name}:{line}: {says}"
-        return 0, f"{self.name}: {says}"
+        brought = (o for path, o in self._override.items() if fault.path and path[: len(fault.path)] == fault.path)
+        return 0, f"{next(brought, self.name)}: {says}"
 
 
 def _put(node: Any, keys: Keys, value: Any) -> str | None:
