@@ -148,7 +148,7 @@ class Collection:
     def texts(self) -> list[str]:
         """(N,) title, topic and content of each item in one string."""
         table = self._table()
-        return pc.binary_join_element_wise(*(table[f] for f in FIELDS), " ", null_handling="skip").to_pylist()
+        return [" ".join(filter(None, texts)) for texts in zip(*(table[f].to_pylist() for f in FIELDS), strict=True)]
 
     def clicks(self) -> np.ndarray:
         """(N,) float64 clicks in the training window; zeros without a log."""

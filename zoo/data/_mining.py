@@ -104,7 +104,7 @@ def mine(
         ZooError: If a column is missing or of the wrong type, a file cannot be read, or the log is empty.
     """
     with tempfile.TemporaryDirectory(prefix="zoo_mine_", dir=scratch) as folder:
-        con = duckdb.connect(str(Path(folder) / "mine.duckdb"))
+        con = duckdb.connect()
         try:
             con.execute("set enable_progress_bar = false")
             con.execute(f"set temp_directory = {literal(folder)}")
@@ -186,15 +186,11 @@ def _limit(con: duckdb.DuckDBPyConnection, memory: str) -> None:
 
 def _checked(source: Source, rule: Mine, split: str | None) -> Source:
     faults = source.missing(rule.group, "note_id", "timestamp", *(["split"] if split is not None else []))
-    if not faults:
-        try:
-            source.seconds()
-        except ZooError as e:
-            faults.append(str(e))
     if faults:
         raise ZooError("\n".join(faults))
     if not source.rows():
         raise ZooError(f"{source.path.name}: it has no rows")
+    source.seconds()
     return source
 
 

@@ -23,7 +23,7 @@ TOPIC_COUNT, STYLE_COUNT = 8, 5
 COLOURS = ("#8a5a2b", "#3a3a3a", "#d6202f", "#2e8b3d", "#8f7be0")  # one a style
 MONDAY = 1704067200.0  # 2024-01-01 00:00 UTC
 SPLITS = ("train", "val", "test")  # a week each
-SHARES = (0.5, 0.2, 0.3)  # of the notes: every note lives in one week, so that no test note was seen in training
+SHARES = (0.5, 0.25, 0.25)  # of the notes: every note lives in one week, so that no test note was seen in training
 LOYALTY = 0.85  # share of clicks on what the user likes
 ONLY_ONE = 0.03  # share of the notes without an image, and of the notes without text
 
@@ -76,17 +76,12 @@ def plant(*, notes: int, users: int, seed: int, language: Language, short_share:
     """Draw the notes and let the users click; the same arguments give the same bytes."""
     draw = np.random.default_rng(seed)
     week = draw.permutation(np.repeat(np.arange(3), np.diff([0, *(np.cumsum(SHARES) * notes).round().astype(int)])))  # (N,)
-    latent = np.empty(notes, np.int64)  # topic and style as one number
-    for w in range(3):
-        here = np.flatnonzero(week == w)
-        latent[here] = draw.permutation(np.arange(len(here)) % (TOPIC_COUNT * STYLE_COUNT))  # as many of each as there can be
+    latent, rest = np.empty(notes, np.int64), np.empty(notes)
+    for here in (np.flatnonzero(week == w) for w in range(3)):  # the same shares in every week
+        latent[here] = draw.permutation(np.arange(len(here)) % (TOPIC_COUNT * STYLE_COUNT))  # topic and style as one number
+        rest[here] = draw.permutation((np.arange(len(here)) + 0.5) / len(here))
     topic, style = np.divmod(latent, STYLE_COUNT)
-    order = draw.permutation(notes)
-    short, silent = np.zeros(notes, bool), np.zeros(notes, bool)
-    short[order[: round(short_share * notes)]] = True
-    silent[order[: round(min(short_share, ONLY_ONE) * notes)]] = True
-    blind = np.zeros(notes, bool)
-    blind[order[notes - round(min(1 - short_share, ONLY_ONE) * notes) :]] = True  # the others: what has no text has a picture
+    short, silent, blind = rest < short_share, rest < min(short_share, ONLY_ONE), rest > max(short_share, 1 - ONLY_ONE)
     written = [_write(draw, int(a), int(b), language, bool(s)) for a, b, s in zip(topic, style, short, strict=True)]
     images = [_draw(draw, int(a), int(b), image_size) for a, b in zip(topic, style, strict=True)]
     columns = {
