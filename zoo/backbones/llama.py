@@ -1,0 +1,59 @@
+"""Llama as a backbone: what NoteLLM-2's code puts in the place of its in-house Tomato."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from transformers import LlamaConfig, LlamaModel
+
+from zoo.backbones._decoder import Decoder, Device, Precision, build, configuration
+from zoo.backbones._tokenizers import choose
+from zoo.errors import ZooError
+from zoo.registry import register
+
+Size = Literal["tiny", "1.1b", "7b"]
+
+_KEYS = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "vocab_size")
+_GEOMETRY: dict[str, tuple[int, ...]] = {
+    "tiny": (64, 128, 2, 4, 4, 512),
+    "1.1b": (2048, 5632, 22, 32, 4, 32000),
+    "7b": (4096, 11008, 32, 32, 32, 32000),
+}
+_REPOSITORY = {"1.1b": "TinyLlama/TinyLlama_v1.1", "7b": "meta-llama/Llama-2-7b-hf"}
+
+
+@register("backbone", "llama", paper="Touvron et al., Llama 2, 2023, https://arxiv.org/abs/2307.09288", licence="Llama 2 Community License")
+def make_llama(
+    *,
+    size: Size = "7b",
+    pretrained: bool | str = False,
+    tokenizer: str | dict[str, Any] | None = None,
+    config: dict[str, Any] | None = None,
+    dtype: Precision = "float32",
+    device: Device = "cpu",
+) -> Decoder:
+    """A Llama without its head.
+
+    Args:
+        size: ``7b`` is Llama-2-7B; ``1.1b`` is TinyLlama (Zhang et al., 2024, https://arxiv.org/abs/2401.02385).
+        pretrained: Load the published weights of this size; or the repository or folder to load them from.
+        tokenizer: ``bytes``, or a repository or folder; None: that of the weights, and bytes for random ones. A mapping is
+            one that was saved along with weights.
+        config: Settings of transformers' LlamaConfig, instead of those of ``size``.
+        dtype: Of the weights.
+        device: ``meta`` allocates nothing.
+
+    Raises:
+        ZooError: If ``tiny`` is wanted pretrained, weights or tokenizer cannot be had, or random ones would take over 4 GB.
+    """
+    name = f"llama {size}"
+    source = pretrained if isinstance(pretrained, str) else _REPOSITORY.get(size) if pretrained else None
+    if pretrained and source is None:
+        raise ZooError(f"{name} has no published weights: write another size ({', '.join(_REPOSITORY)}), or a folder")
+    geometry = {
+        **dict(zip(_KEYS, _GEOMETRY[size], strict=True)),
+        "rms_norm_eps": 1e-5,
+        "max_position_embeddings": 4096 if size == "7b" else 2048,
+    }
+    found = configuration(name, LlamaConfig, config, source, geometry)
+    return build(name, LlamaModel, found, choose(name, tokenizer, source), source=source, dtype=dtype, device=device)

@@ -1,0 +1,115 @@
+"""Every image model of timm as an encoder: ``timm:vit_base_patch16_224``, with a tag for its weights after a dot."""
+
+from __future__ import annotations
+
+from inspect import signature
+from pathlib import Path
+from typing import Any
+
+import timm
+from torch import nn
+
+from zoo.encoders._image import ImageProcessor
+from zoo.encoders._read import depth_of, fetching, read
+from zoo.errors import ZooError, unknown
+from zoo.registry import register
+from zoo.types import ModalityInputs, Tokens
+
+
+class TimmEncoder(nn.Module):
+    """A timm model read at one layer; the layers after it and the head are cut off.
+
+    Args:
+        model: Made with ``num_classes=0``.
+        name: For messages.
+        processor: Of its pixels.
+        layer: Which block of a transformer, or stage of a convolutional net, is read.
+        keep_cls: Keep class and register tokens.
+        final_norm: Apply the model's last norm to what is read.
+    """
+
+    def __init__(self, model: Any, name: str, processor: ImageProcessor, *, layer: int, keep_cls: bool, final_norm: bool) -> None:
+        super().__init__()
+        takes = signature(model.forward_intermediates).parameters
+        self._is_vit = "return_prefix_tokens" in takes
+        if final_norm and "norm" not in takes:
+            raise ZooError(f"{name} has no final norm: write final_norm: false")
+        self._layer = depth_of(layer, len(model.feature_info), name) - 1
+        self._norm, self._keep_cls = final_norm, keep_cls
+        self._has_cls = self._is_vit and model.cls_token is not None
+        model.prune_intermediate_layers([self._layer], prune_norm=not final_norm, prune_head=True)
+        self.model, self.processor = model, processor
+        self.dim: int = _width(model, self._layer)
+
+    def forward(self, x: ModalityInputs) -> Tokens:
+        """Pixels (B, 3, H, W) to Tokens."""
+        how = {"indices": [self._layer], "norm": self._norm, "stop_early": True, "intermediates_only": True}
+        pixels = x.values.to(next(self.model.parameters()).dtype)
+        if not self._is_vit:
+            (grid,) = self.model.forward_intermediates(pixels, output_fmt="NCHW", **how)  # (B, D, H', W')
+            return read(None, grid.flatten(2).transpose(1, 2), has_cls=False, keep_cls=False)
+        (found,) = self.model.forward_intermediates(pixels, output_fmt="NLC", return_prefix_tokens=True, **how)
+        patches, prefix = found if isinstance(found, tuple) else (found, None)
+        return read(prefix, patches, has_cls=self._has_cls, keep_cls=self._keep_cls)
+
+    def portable(self) -> dict[str, Any]:
+        """The settings that rebuild it without a network, for weights that come from elsewhere."""
+        return {"pretrained": False}
+
+
+def _width(model: Any, layer: int) -> int:
+    return int(model.feature_info[layer]["num_chs"])
+
+
+@register("encoder", "timm", paper="Wightman, PyTorch Image Models, 2019, https://github.com/huggingface/pytorch-image-models")
+def make_timm(
+    *,
+    arch: str,
+    pretrained: bool | str = False,
+    layer: int = -1,
+    keep_cls: bool = True,
+    final_norm: bool = False,
+    image_size: int | None = None,
+) -> TimmEncoder:
+    """An image model of timm, read at one layer.
+
+    Args:
+        arch: The model, with the tag of its weights after a dot: ``vit_base_patch16_clip_224.openai``.
+        pretrained: Load the weights of that tag from the hub; or the file to load them from.
+        layer: The block (of a convolutional net: the stage) that is read, from 0, or from the end: -1 the last.
+        keep_cls: Keep class and register tokens among the tokens. ``pooled`` is the class token either way, where there is one.
+        final_norm: Apply the last norm to what is read; the default is what NoteLLM-2 and LLaVA read.
+        image_size: Side of the input; None: the model's own.
+
+    Raises:
+        ZooError: If timm has no such model or layer, or its weights cannot be had.
+    """
+    if not timm.is_model(arch):
+        raise ZooError(unknown("timm model", arch, timm.list_models(f"*{arch.partition('.')[0].partition('_')[0]}*")))
+    cfg: Any = timm.get_pretrained_cfg(arch)
+    size = image_size or cfg.input_size[-1]
+    given: dict[str, Any] = {"num_classes": 0}
+    if image_size is not None and cfg.fixed_input_size:
+        given["img_size"] = image_size
+    if isinstance(pretrained, str):
+        if not Path(pretrained).is_file():
+            raise ZooError(f"no weights file {pretrained}: name a file, or write {arch}.<tag> and pretrained: true")
+        given["pretrained_cfg_overlay"] = {"file": pretrained}
+    with fetching(f"weights of timm:{arch}"):
+        model = timm.create_model(arch, pretrained=bool(pretrained), **given)
+    if "forward_intermediates" not in dir(type(model)):
+        raise ZooError(f"timm:{arch} gives no intermediate features: choose another model")
+    return TimmEncoder(model, f"timm:{arch}", _processor(cfg, size), layer=layer, keep_cls=keep_cls, final_norm=final_norm)
+
+
+def _processor(cfg: Any, size: int) -> ImageProcessor:
+    """The preprocessing that the weights were evaluated with."""
+    squash = cfg.crop_mode == "squash"
+    return ImageProcessor(
+        size,
+        mean=cfg.mean,
+        std=cfg.std,
+        shorter=None if squash else int(size / cfg.crop_pct),
+        squash=squash,
+        interpolation="bilinear" if cfg.interpolation == "bilinear" else "bicubic",
+    )
