@@ -113,8 +113,7 @@ def contrastive_loss(
         if direction != "columns":
             losses.append(_loss(pull, _push(scores, negative, 1, form), form))
         if direction != "rows":
-            push = _push(scores, negative, 1 if one_side else 0, form)  # (N,)
-            losses.append(_loss(pull, push[pick], form))
+            losses.append(_loss(pull, _push(scores, negative, 0, form)[pick], form))
         return _reduce(torch.stack(losses).mean(0), counted, weight, reduction)
 
 
@@ -161,7 +160,7 @@ def _negatives(
 def _reduce(loss: Tensor, counted: Tensor, weight: Tensor | None, reduction: Reduction) -> Tensor:
     weight = torch.ones_like(loss) if weight is None else weight.to(loss.dtype)
     weight = weight.masked_fill(~counted, 0)
-    loss = loss.masked_fill(~counted, 0) * weight
+    loss = loss * weight
     if reduction == "none":
         return loss
     if reduction == "sum":

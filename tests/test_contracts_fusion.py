@@ -214,6 +214,19 @@ class TestGatedLate:
         for k in NAMES:
             assert torch.equal(module(x, {j: torch.full((ROWS,), j == k) for j in NAMES}), x[k])
 
+    def test_names_are_mixed_in_one_after_the_other(self):
+        module, x = combine("gated_late", 3), inputs(3)
+        note, image, audio = x.values()
+        first, second = module.gates
+
+        def mix(gate, a, b):
+            z = torch.sigmoid(gate(torch.cat([a, b], dim=1)))
+            return z * a + (1 - z) * b
+
+        torch.testing.assert_close(module(x, everyone(3)), mix(second, mix(first, note, image), audio))
+        without_note = everyone(3) | {"note": torch.zeros(ROWS).bool()}
+        torch.testing.assert_close(module(x, without_note), mix(second, image, audio))
+
     def test_initial_weights_and_bias(self):
         torch.manual_seed(0)
         gate = make("fusion", "gated_late", ["note", "image"], 256).gates[0]
@@ -257,6 +270,12 @@ class TestOthers:
         alone = everyone(2) | {"image": torch.zeros(ROWS).bool()}
         torch.testing.assert_close(module(x, alone), a(note))
 
+    def test_bigated_with_one_of_three_absent_is_bigated_of_two(self):
+        three, two, x = combine("bigated", 3), combine("bigated", 2), inputs(3)
+        two.load_state_dict({key: three.state_dict()[key] for key in two.state_dict()})
+        without_audio = everyone(3) | {"audio": torch.zeros(ROWS).bool()}
+        torch.testing.assert_close(three(x, without_audio), two(x, everyone(2)))
+
     def test_concat(self):
         module, x = combine("concat", 2), inputs(2)
         expected = torch.cat([x["note"], x["image"]], dim=1) @ module.project.weight.T + module.project.bias
@@ -293,6 +312,12 @@ class TestArrange:
     def test_every_declared_anchor_is_read_where_everything_is_there(self, name):
         plugin = make("fusion", name)
         assert {s.anchor for s in plugin(Parts(TEXT, IMAGE, WORDS))} - {None} == set(plugin.anchors)
+
+    @pytest.mark.parametrize("parts", PARTS)
+    def test_only_micl_reads_the_image_and_only_where_there_is_one(self, parts):
+        expected = ["visual", "note"] if parts.media else ["note"]
+        assert [s.anchor for s in make("fusion", "micl")(parts) if s.anchor is not None] == expected
+        assert [s.anchor for s in make("fusion", "early")(parts) if s.anchor is not None] == ["note"]
 
     @arranges
     @pytest.mark.parametrize("parts", PARTS)
