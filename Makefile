@@ -1,0 +1,47 @@
+# The commands of a working copy. Everything runs from $(VENV), which `make venv` fills. A torch of the pinned version that is
+# there before, such as the smaller build for the CPU, stays.
+PYTHON ?= python3
+VENV ?= .venv
+WORKERS ?= 2
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+
+.PHONY: venv demo test test-slow test-gpu lint format types bench clean
+
+demo: $(STAMP)
+	$(BIN)/zoo run recipes/demo.yaml
+
+venv: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	@echo "Installing into $(VENV): about 3.4 GB to download, 7 GB on disk, on Linux with the CUDA build of torch."
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[test,dev]"
+	touch $@
+
+test: $(STAMP)
+	$(PYTEST) -n $(WORKERS) --dist loadfile --benchmark-disable
+
+test-slow: $(STAMP)
+	$(PYTEST) -m slow --benchmark-disable
+
+test-gpu: $(STAMP)
+	$(BIN)/python -m pytest -m gpu --benchmark-disable
+
+lint: $(STAMP)
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+format: $(STAMP)
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+types: $(STAMP)
+	$(BIN)/mypy
+
+bench: $(STAMP)
+	OMP_NUM_THREADS=$(WORKERS) $(BIN)/python -m pytest benchmarks --benchmark-only
+
+clean:
+	rm -rf build dist runs *.egg-info .pytest_cache .mypy_cache .ruff_cache .benchmarks .hypothesis
