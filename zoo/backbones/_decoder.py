@@ -83,7 +83,8 @@ def configuration(
     except (OSError, ValueError) as e:
         raise ZooError(not_found(f"configuration of {name}", source, e)) from e
     if found.get("model_type") != kind.model_type:
-        raise ZooError(f"{name}: {source} is a {found.get('model_type', 'model of no type')!r}, not a {kind.model_type!r}")
+        seen = f"is a {found['model_type']!r}" if "model_type" in found else "has no config.json with a model_type"
+        raise ZooError(f"{name}: {source} {seen}, wanted is a {kind.model_type!r}: name another repository or folder")
     return kind.from_dict(found)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -35,15 +36,18 @@ class Family(NamedTuple):
     has_cls: bool
     mean: Colour
     std: Colour
-    off: dict[str, Any]  # arguments of the model that leave out what comes after the tokens
+    config_off: dict[str, Any]  # settings that leave out what the tokens do not need
+    model_off: dict[str, Any]  # arguments of the model that do
 
 
 IMAGENET: tuple[Colour, Colour] = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 FAMILIES = {
-    "clip_vision_model": Family(CLIPVisionConfig, CLIPVisionModel, "post_layernorm", False, True, CLIP_MEAN, CLIP_STD, {}),
-    "siglip_vision_model": Family(SiglipVisionConfig, SiglipVisionModel, "post_layernorm", True, False, HALF, HALF, {}),
-    "vit": Family(ViTConfig, ViTModel, "layernorm", True, True, HALF, HALF, {"add_pooling_layer": False}),
-    "dinov2": Family(Dinov2Config, Dinov2Model, "layernorm", True, True, *IMAGENET, {}),
+    "clip_vision_model": Family(CLIPVisionConfig, CLIPVisionModel, "post_layernorm", False, True, CLIP_MEAN, CLIP_STD, {}, {}),
+    "siglip_vision_model": Family(
+        SiglipVisionConfig, SiglipVisionModel, "post_layernorm", True, False, HALF, HALF, {"vision_use_head": False}, {}
+    ),
+    "vit": Family(ViTConfig, ViTModel, "layernorm", True, True, HALF, HALF, {}, {"add_pooling_layer": False}),
+    "dinov2": Family(Dinov2Config, Dinov2Model, "layernorm", True, True, *IMAGENET, {"use_mask_token": False}, {}),
 }
 WHOLE = {"clip": "clip_vision_model", "siglip": "siglip_vision_model"}  # a model of two towers -> the vision tower's type
 
@@ -107,14 +111,15 @@ def vision_model(config: PreTrainedConfig, weights: str | None, layer: int, name
     """
     family = FAMILIES[config.model_type]
     depth = depth_of(layer, config.num_hidden_layers, name)
-    config = family.config.from_dict({**config.to_dict(), "num_hidden_layers": depth})
-    if config.model_type == "siglip_vision_model":
-        config.vision_use_head = False
+    config = deepcopy(config)
+    config.update({"num_hidden_layers": depth, **family.config_off})
     if weights is None:
         with torch.device(device):
-            return family.model(config, **family.off)
+            return family.model(config, **family.model_off)
     with fetching(f"weights of {name} from {weights}"):
-        model, said = family.model.from_pretrained(weights, config=config, dtype=torch.float32, output_loading_info=True, **family.off)
+        model, said = family.model.from_pretrained(
+            weights, config=config, dtype=torch.float32, output_loading_info=True, **family.model_off
+        )
     if said["missing_keys"]:  # transformers would leave them random
         raise ZooError(f"{name}: {weights} lacks {len(said['missing_keys'])} weights, such as {min(said['missing_keys'])}")
     return model

@@ -10,7 +10,7 @@ from zoo.errors import ZooError
 from zoo.registry import register
 
 WEIGHTS = "laion2b_s39b_b160k"
-PARAMETERS = 1_844_907_776  # of the tower with its last norm and projection
+PARAMETERS = 1_844_907_264  # of the tower with its last norm and projection
 log = logging.getLogger("zoo")
 
 

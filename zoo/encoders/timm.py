@@ -32,8 +32,6 @@ class TimmEncoder(nn.Module):
         super().__init__()
         takes = signature(model.forward_intermediates).parameters
         self._is_vit = "return_prefix_tokens" in takes
-        if final_norm and "norm" not in takes:
-            raise ZooError(f"{name} has no final norm: write final_norm: false")
         self._layer = depth_of(layer, len(model.feature_info), name) - 1
         self._norm, self._keep_cls = final_norm, keep_cls
         self._has_cls = self._is_vit and model.cls_token is not None
@@ -78,7 +76,7 @@ def make_timm(
         pretrained: Load the weights of that tag from the hub; or the file to load them from.
         layer: The block (of a convolutional net: the stage) that is read, from 0, or from the end: -1 the last.
         keep_cls: Keep class and register tokens among the tokens. ``pooled`` is the class token either way, where there is one.
-        final_norm: Apply the last norm to what is read; the default is what NoteLLM-2 and LLaVA read.
+        final_norm: Apply the last norm to what is read, if the model has one; the default is what NoteLLM-2 and LLaVA read.
         image_size: Side of the input; None: the model's own.
 
     Raises:
