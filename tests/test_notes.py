@@ -149,6 +149,15 @@ def test_without_dates_the_column_split_decides_else_the_last_fifth(tmp_path):
     assert notes(folder(tmp_path)).clicks().tolist() == [2, 2, 2, 2, 0, 0]
 
 
+def test_later_splits_may_need_fewer_groups(tmp_path):
+    log = clicks_table(user_id=[1, 2] * 5 + [1, 3], split=["train"] * 8 + ["val"] * 4)
+    place = folder(tmp_path, clicks=log)
+    assert len(notes(place, mine={"min_groups": 2}).pairs("val")) == 0
+    data = notes(place, mine={"min_groups": 2, "min_groups_held_out": 1})
+    assert len(data.pairs("val")) == 1
+    assert set(data.pairs("train").ravel().tolist()) == {0, 1, 2, 3}
+
+
 def test_cold_notes_are_kept_out_of_all_splits_but_their_own(tmp_path):
     data = notes(
         folder(tmp_path, notes=notes_table(split=["warm", "cold_test", *["warm"] * 4])), val_from="1970-01-05", test_from="1970-01-06"
@@ -330,3 +339,14 @@ def test_retail_notes():
         wanted.setdefault(a, set()).add(b)
     recall = np.mean([len({p for p in popular.tolist() if p != a} & b) / len(b) for a, b in wanted.items()])
     assert recall == pytest.approx(0.023, abs=0.003)  # the table of its README: popularity@10 on val
+
+
+@pytest.mark.slow
+@pytest.mark.realdata
+@pytest.mark.skipif(not (DATA / "retail_notes").is_dir(), reason="retail_notes is not there")
+def test_retail_notes_mined_by_these_settings_are_the_pairs_that_it_brings():
+    rule = {"group": "session_id", "directed": False, "window_days": None, "low": 0.0, "up": 1e9, "rank_by": "cosine"}
+    rule |= {"min_groups": 4, "min_groups_held_out": 3, "max_notes": 100}
+    mined, brought = (notes(DATA, folder="retail_notes", pairs=p, mine=rule) for p in ("mine", "file"))
+    for split in ("train", "val", "test", "cold_test"):
+        assert sorted(mined.pairs(split).tolist()) == sorted(brought.pairs(split).tolist())

@@ -9,7 +9,7 @@ import operator
 import struct
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from io import BytesIO
 from pathlib import Path
@@ -101,7 +101,7 @@ class Collection:
         is_cold = pc.fill_null(pc.equal(everything["split"], cold or ""), False).to_numpy() & (cold is not None)
         self._pairs, mining = _mined(loaded, rule, is_cold, cold) if loaded.pairs is None else (_given(loaded.pairs), {})
         self._clicks, self._cold = _clicked(loaded), is_cold
-        self.statistics: dict[str, Any] = {
+        self.statistics: Mapping[str, Any] = {
             **loaded.counts,
             "images": len(shown) - shown["image"].null_count,
             "images_broken": len(self.broken),
