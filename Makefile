@@ -9,10 +9,10 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 .PHONY: venv demo test test-slow test-gpu lint format types bench clean
 
+venv: $(STAMP)
+
 demo: $(STAMP)
 	$(BIN)/zoo run recipes/demo.yaml
-
-venv: $(STAMP)
 
 $(STAMP): pyproject.toml constraints.txt
 	@echo "Installing into $(VENV): about 3.4 GB to download, 7 GB on disk, on Linux with the CUDA build of torch."

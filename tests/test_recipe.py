@@ -151,6 +151,8 @@ class TestOverrides:
         assert message(path).startswith(f"{path}:4: seed: 'x'")
         assert message(path, "seed=y").startswith("override 'seed=y': seed: 'y'")
         assert load_recipe(path, "seed=1").seed == 1
+        inside = file("model: fake_model\ndata: fake_data\nobjective: fake_loss\nrun:\n  steps: 3\n")
+        assert message(inside, "run={steps: x}").startswith("override 'run={steps: x}': run.steps: 'x'")
 
 
 BAD = """\

@@ -58,6 +58,7 @@ def test_what_loads_is_valid(validator, recipe):
         ("model", "backbone", {"name": "tiny_lm", "sise": 3}),
         ("model", "fusion", ["micl", "gated_lat"]),
         ("model", "vision", "timm:"),
+        ("model", "vision", "timm"),
         ("model", "name", "notelm2"),
         ("model", "dim", 0),
         ("optimizer", "learning_rate", 1e-3),
