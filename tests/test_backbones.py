@@ -88,6 +88,25 @@ def test_positions_are_used(name):
 
 
 @every
+def test_padding_is_hidden_by_the_mask_alone(name):
+    """Numbered on like real tokens, so that only the mask can tell; transformers also reads packing out of the numbers."""
+    model = backbone(name)
+    embeds, mask, positions = torch.randn(1, 5, model.dim), torch.tensor([[False, False, True, True, True]]), torch.arange(5)[None]
+    other = torch.where(mask[..., None], embeds, 9.0)
+    assert torch.equal(model(embeds, mask, positions)[mask], model(other, mask, positions)[mask])
+
+
+@every
+def test_shared_positions_hide_nothing(name):
+    """Image tokens may share one position; that must not be taken for a new sequence."""
+    model = backbone(name)
+    embeds, mask, positions = torch.randn(1, 5, model.dim), torch.ones(1, 5, dtype=torch.bool), torch.tensor([[0, 1, 1, 1, 2]])
+    other = embeds.clone()
+    other[0, 0] += 1.0
+    assert not torch.allclose(model(embeds, mask, positions)[0, 4], model(other, mask, positions)[0, 4], atol=1e-4)
+
+
+@every
 @pytest.mark.parametrize("side", ["right", "left"])
 @pytest.mark.parametrize("checkpointed", [False, True])
 def test_gradient_reaches_every_parameter_and_no_padding(name, side, checkpointed):
