@@ -1,0 +1,138 @@
+"""Checkpoints that are whole or not there, and that are resumed only by the run that wrote them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from zoo.errors import ZooError
+from zoo.files import write_json
+
+FILES = ("step.safetensors", "training.pt")
+
+
+@dataclass
+class Position:
+    """Where a run stands: the next batch is ``batch`` of ``epoch``."""
+
+    step: int = 0
+    epoch: int = 0
+    batch: int = 0
+
+
+def save_checkpoint(
+    folder: Path, step: nn.Module, optimizer: torch.optim.Optimizer, position: Position, identity: Mapping[str, Any], *, keep: int
+) -> Path:
+    """Write ``folder/step_<n>`` beside its final name and rename it, then remove all but the newest ``keep``.
+
+    Args:
+        folder: Of the run's checkpoints.
+        step: Model and objective in one module.
+        optimizer: Its state goes along.
+        position: Of the run.
+        identity: What a resuming run must agree with.
+        keep: At least 1.
+    """
+    final = folder / f"step_{position.step:08d}"
+    beside = folder / f".{final.name}.tmp"
+    shutil.rmtree(beside, ignore_errors=True)
+    beside.mkdir(parents=True)
+    save_file(unshared(step.state_dict()), beside / FILES[0])
+    torch.save({"optimizer": optimizer.state_dict(), "random": _random_state()}, beside / FILES[1])
+    for name in FILES:
+        with (beside / name).open("rb+") as file:
+            os.fsync(file.fileno())
+    hashes = {name: _hash(beside / name) for name in FILES}
+    write_json(beside / "manifest.json", {"position": vars(position), "identity": identity, "sha256": hashes})
+    if final.exists():
+        shutil.rmtree(final)
+    beside.rename(final)
+    for old in checkpoints(folder)[:-keep]:
+        shutil.rmtree(old)
+    return final
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """The whole checkpoints under ``folder``, oldest first; what a killed run left unfinished has another name."""
+    return sorted(folder.glob("step_*"))
+
+
+def load_checkpoint(path: Path, step: nn.Module, optimizer: torch.optim.Optimizer, identity: Mapping[str, Any]) -> Position:
+    """Put a run back to where ``path`` was written, random numbers included.
+
+    Raises:
+        ZooError: If a file of it is missing or damaged, or it belongs to another recipe or other data.
+    """
+    manifest = _manifest(path)
+    _same_run(path, manifest["identity"], identity)
+    step.load_state_dict(load_file(path / FILES[0], device="cpu"))
+    state = torch.load(path / FILES[1], weights_only=True, map_location="cpu")
+    optimizer.load_state_dict(state["optimizer"])
+    _set_random_state(state["random"])
+    return Position(**manifest["position"])
+
+
+def _manifest(path: Path) -> dict[str, Any]:
+    advice = f"remove {path} to go on from the checkpoint before it, or start over with --fresh"
+    try:
+        manifest = json.loads((path / "manifest.json").read_text())
+        damaged = [name for name, digest in manifest["sha256"].items() if not (path / name).is_file() or _hash(path / name) != digest]
+    except (OSError, json.JSONDecodeError, KeyError) as e:
+        raise ZooError(f"checkpoint {path} has no readable manifest ({e}): {advice}") from e
+    if damaged:
+        raise ZooError(f"checkpoint {path} is damaged: {', '.join(damaged)} differs from what was written; {advice}")
+    return manifest
+
+
+def _same_run(path: Path, there: Mapping[str, Any], here: Mapping[str, Any]) -> None:
+    there, here = _flat(there), _flat(json.loads(json.dumps(here)))
+    differ = [f"{k}: {there.get(k)!r} there, {here.get(k)!r} here" for k in sorted({*there, *here}) if there.get(k) != here.get(k)]
+    if differ:
+        raise ZooError(
+            f"checkpoint {path} belongs to another run:\n  "
+            + "\n  ".join(differ[:10])
+            + "\nwrite another out=..., or start over with --fresh"
+        )
+
+
+def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(tree, Mapping):
+        return {prefix: tree}
+    return {k: v for key, value in tree.items() for k, v in _flat(value, f"{prefix}.{key}" if prefix else str(key)).items()}
+
+
+def unshared(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """``state`` as safetensors takes it: contiguous, on the CPU, tied tensors each with a copy of its own."""
+    seen: set[int] = set()
+    out = {}
+    for name, tensor in state.items():
+        tensor = tensor.detach().cpu().contiguous()
+        address = tensor.untyped_storage().data_ptr()
+        out[name] = tensor.clone() if address in seen else tensor
+        seen.add(address)
+    return out
+
+
+def _hash(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _random_state() -> dict[str, Any]:
+    return {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []}
+
+
+def _set_random_state(state: Mapping[str, Any]) -> None:
+    torch.set_rng_state(state["cpu"])
+    if state["cuda"] and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(state["cuda"])

@@ -1,0 +1,85 @@
+"""Save and load whole models: weights, how the model was built, and how its inputs are prepared, in one folder."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from zoo.checkpoint import unshared
+from zoo.config import split_spec
+from zoo.errors import ZooError
+from zoo.files import write_json
+from zoo.registry import build
+
+WEIGHTS, ABOUT = "model.safetensors", "model.json"
+
+
+def save(model: nn.Module, folder: str | Path) -> Path:
+    """Write a model that was built by `zoo.build`, so that `load` gives it back without a network.
+
+    Args:
+        model: Has ``spec``, ``processor`` and ``parts``.
+        folder: Made if missing; ``model.json`` is written last, so a folder that has it is whole.
+
+    Returns:
+        The folder.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    spec = dict(model.spec)
+    for key, part in model.parts().items():
+        if own := part.portable():
+            name, given = split_spec(spec.get(key, _default(model, key)))
+            spec[key] = {"name": name, **given, **own}
+    beside = folder / f"{WEIGHTS}.{os.getpid()}.tmp"
+    save_file(unshared(model.state_dict()), beside)
+    (folder / ABOUT).unlink(missing_ok=True)  # until the new one is there, the folder is no model
+    beside.replace(folder / WEIGHTS)
+    write_json(folder / ABOUT, {"spec": spec, "trained": model.backbone.trained, "preprocessing": model.processor.config()})
+    return folder
+
+
+def load(folder: str | Path, device: str | torch.device = "cpu") -> nn.Module:
+    """The model that `save`, or a training run, left in ``folder``, in eval mode.
+
+    Raises:
+        ZooError: If the folder holds no whole model, its weights do not fit, or its inputs would be prepared in another way.
+    """
+    folder = Path(folder)
+    if not (folder / ABOUT).is_file() or not (folder / WEIGHTS).is_file():
+        there = sorted(p.name for p in folder.iterdir())[:10] if folder.is_dir() else None
+        seen = "which does not exist" if there is None else f"which holds {', '.join(there) or 'nothing'}"
+        raise ZooError(f"no model in {folder}, {seen}: a run folder has {ABOUT} and {WEIGHTS} once its training is finished")
+    about = json.loads((folder / ABOUT).read_text())
+    name, keywords = split_spec(about["spec"])
+    model = build(name, **keywords)
+    try:
+        state = load_file(folder / WEIGHTS)
+    except SafetensorError as e:
+        raise ZooError(f"{folder / WEIGHTS} is damaged ({e}): copy it again from where it was trained") from e
+    missing, unexpected = model.load_state_dict(state, strict=False)
+    if missing or unexpected:
+        raise ZooError(f"{folder / WEIGHTS} does not fit its model: missing {missing[:5]}, not expected {unexpected[:5]}")
+    _same_preprocessing(folder, about["preprocessing"], json.loads(json.dumps(model.processor.config())))
+    model.backbone.trained = about["trained"]
+    return model.to(device).eval()
+
+
+def _same_preprocessing(folder: Path, there: Mapping[str, Any], here: Mapping[str, Any]) -> None:
+    differ = [f"{k}: {there.get(k)!r} then, {here.get(k)!r} now" for k in {*there, *here} if there.get(k) != here.get(k)]
+    if differ:
+        raise ZooError(f"{folder}: this version of the zoo would prepare inputs in another way than training did: {'; '.join(differ)}")
+
+
+def _default(model: nn.Module, key: str) -> Any:
+    from zoo.registry import info
+
+    return info(model.spec["name"], "model")["settings"][key]

@@ -1,0 +1,78 @@
+"""AdamW over parameter groups by module prefix, and the learning rate over the steps."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+
+from zoo.errors import ZooError, unknown
+from zoo.freeze import freeze
+from zoo.recipe import Group, Optimizer
+
+
+def make_optimizer(module: nn.Module, settings: Optimizer) -> torch.optim.AdamW:
+    """One group for every rate and decay that the settings name; the longest prefix wins.
+
+    Raises:
+        ZooError: If a prefix matches no parameter that is trained, or none is trained at all.
+    """
+    trained = {n: p for n, p in module.named_parameters() if p.requires_grad}
+    if not trained:
+        raise ZooError("nothing to train: every parameter is frozen")
+    groups = sorted(settings.groups, key=lambda g: -len(g.prefix))
+    members: dict[Group | None, list[nn.Parameter]] = {}
+    for name, parameter in trained.items():
+        group = next((g for g in groups if name == g.prefix or name.startswith(g.prefix + ".")), None)
+        members.setdefault(group, []).append(parameter)
+    lost = [g.prefix for g in groups if g not in members]
+    if lost:
+        raise ZooError("optimizer.groups: " + "; ".join(unknown("trained module", p, _prefixes(trained, p)) for p in lost))
+    return torch.optim.AdamW(
+        [
+            {
+                "params": parameters,
+                "lr": settings.lr if group is None or group.lr is None else group.lr,
+                "weight_decay": settings.weight_decay if group is None or group.weight_decay is None else group.weight_decay,
+            }
+            for group, parameters in members.items()
+        ],
+        lr=settings.lr,
+        betas=settings.betas,
+        eps=settings.eps,
+    )
+
+
+def learning_rate(settings: Optimizer, step: int, steps: int) -> float:
+    """What the peak rate is multiplied with in ``step``, counted from 0, of ``steps``.
+
+    ``log`` warm-up is DeepSpeed's: log(step + 1) / log(warm-up steps), so the first step moves nothing.
+    """
+    warm = round(settings.warmup * steps) if settings.warmup < 1 else int(settings.warmup)
+    if step < warm:
+        return math.log(step + 1) / math.log(max(warm, 2)) if settings.warmup_shape == "log" else (step + 1) / (warm + 1)
+    left = 1.0 - (step - warm) / max(steps - warm, 1)
+    if settings.decay == "constant":
+        return 1.0
+    return left if settings.decay == "linear" else 0.5 * (1.0 + math.cos(math.pi * (1.0 - left)))
+
+
+def freeze_all(model: nn.Module, prefixes: Iterable[str]) -> None:
+    """Freeze the modules of ``model`` that a recipe's ``freeze:`` names.
+
+    Raises:
+        ZooError: If a prefix names no module.
+    """
+    modules = dict(model.named_modules())
+    for prefix in prefixes:
+        if prefix not in modules:
+            raise ZooError(f"freeze: {unknown('module', prefix, _prefixes(modules, prefix))}")
+        freeze(modules[prefix])
+
+
+def _prefixes(names: Iterable[str], near: str) -> set[str]:
+    """Names cut to the depth of ``near``, for a list of choices that can be read."""
+    depth = near.count(".") + 1
+    return {".".join(n.split(".")[:depth]) for n in names if n}

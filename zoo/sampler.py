@@ -1,0 +1,42 @@
+"""Which pairs make up batch b of epoch e: a pure function of the seed, so that a run can go on where it stopped."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+_POOL = 50  # batches that are sorted by length together: enough for little padding, few enough to keep the mixture random
+
+
+class BatchOrder:
+    """Batches of pair indices, those of one epoch in an order of its own.
+
+    Args:
+        lengths: (P,) of each pair; with ``buckets`` pairs of like length share a batch.
+        batch_size: Pairs per process.
+        seed: Of the order.
+        buckets: Off: plain random batches.
+        process: Of how many ``processes`` this is; each takes its share of every global batch.
+        processes: Processes that train together.
+    """
+
+    def __init__(self, lengths: np.ndarray, batch_size: int, *, seed: int, buckets: bool, process: int = 0, processes: int = 1) -> None:
+        self.lengths, self.batch_size, self.seed, self.buckets = lengths, batch_size, seed, buckets
+        self.process, self.processes = process, processes
+
+    def __len__(self) -> int:
+        """Batches of one epoch; what does not fill a batch is left for another epoch's order."""
+        return len(self.lengths) // (self.batch_size * self.processes)
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[list[int]]:
+        """This process's batches ``start``, ``start + 1``, ... of ``epoch``."""
+        random = np.random.default_rng((self.seed, epoch))
+        order = random.permutation(len(self.lengths))
+        size = self.batch_size * self.processes
+        if self.buckets:
+            pools = [order[i : i + size * _POOL] for i in range(0, len(order), size * _POOL)]
+            order = np.concatenate([pool[np.argsort(self.lengths[pool], kind="stable")] for pool in pools])
+        batches = [order[i * size : (i + 1) * size] for i in range(len(self))]
+        for b in random.permutation(len(batches))[start:]:
+            yield batches[b][self.process :: self.processes].tolist()
