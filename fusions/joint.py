@@ -16,6 +16,7 @@ class Joint(nn.Module):
     """One phase a batch, in which every modality takes part."""
 
     multi_phase = False
+    merges = False
 
     def phases(self, batch: Batch) -> Iterator[Phase]:
         """The batch as it is."""
@@ -26,6 +27,11 @@ class Joint(nn.Module):
 
     def after_step(self, model: nn.Module, phase: Phase, previous: Mapping[str, Tensor]) -> None:
         """Leaves the parameters alone."""
+
+    def merge(self, gradients: Mapping[str, Mapping[str, Tensor]]) -> Mapping[str, Tensor]:
+        """The one phase's gradient."""
+        (only,) = gradients.values()
+        return only
 
     def watched(self, model: nn.Module) -> Mapping[str, Tensor]:
         """Needs none of the parameters as they were."""

@@ -65,7 +65,7 @@ def load(folder: str | Path, device: str | torch.device = "cpu") -> nn.Module:
         state = load_file(folder / WEIGHTS)
     except SafetensorError as e:
         raise ZooError(f"{folder / WEIGHTS} is damaged ({e}): copy it again from where it was trained") from e
-    missing, unexpected = model.load_state_dict(state, strict=False)
+    missing, unexpected = model.load_state_dict(state, strict=False, assign=True)  # assign: a large model was built without memory
     if missing or unexpected:
         raise ZooError(f"{folder / WEIGHTS} does not fit its model: missing {missing[:5]}, not expected {unexpected[:5]}")
     _same_preprocessing(folder, about["preprocessing"], json.loads(json.dumps(model.processor.config())))

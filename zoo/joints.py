@@ -87,10 +87,12 @@ class Phase(NamedTuple):
 class Schedule(Protocol):
     """Joint ``schedule``: an ``nn.Module``, its state are buffers.
 
-    For each phase the loop runs forward, backward, unscale, clip, `before_step`, optimizer step, `after_step`, zero_grad.
+    For each phase the loop runs forward, backward, unscale, clip, `before_step`, optimizer step, `after_step`, zero_grad;
+    with ``merges`` it runs forward and backward for each, then `merge`, and the rest once, under the last phase.
     """
 
-    multi_phase: bool  # more than one update a batch: gradient accumulation is refused
+    multi_phase: bool  # more than one phase a batch: gradient accumulation is refused
+    merges: bool  # the phases' gradients become one update, by `merge`, instead of one update each
 
     def phases(self, batch: Batch) -> Iterator[Phase]:
         """The updates of one batch, in order."""
@@ -100,6 +102,9 @@ class Schedule(Protocol):
 
     def after_step(self, model: nn.Module, phase: Phase, previous: Mapping[str, Tensor]) -> None:
         """Called after the optimizer moved the parameters away from ``previous``."""
+
+    def merge(self, gradients: Mapping[str, Mapping[str, Tensor]]) -> Mapping[str, Tensor]:
+        """The gradient to step with, by parameter name, from {phase: {parameter: gradient}}. Called only with ``merges``."""
 
     def watched(self, model: nn.Module) -> Mapping[str, Tensor]:
         """The parameters that `after_step` wants to have seen before the step, by name; {} for none."""

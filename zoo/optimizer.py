@@ -30,11 +30,13 @@ def make_optimizer(module: nn.Module, settings: Optimizer) -> torch.optim.AdamW:
     lost = [g.prefix for g in groups if g not in members]
     if lost:
         raise ZooError("optimizer.groups: " + "; ".join(unknown("trained module", p, _prefixes(trained, p)) for p in lost))
+    peak = {group: settings.lr if group is None or group.lr is None else group.lr for group in members}
     return torch.optim.AdamW(
         [
             {
                 "params": parameters,
-                "lr": settings.lr if group is None or group.lr is None else group.lr,
+                "lr": peak[group],
+                "peak": peak[group],
                 "weight_decay": settings.weight_decay if group is None or group.weight_decay is None else group.weight_decay,
             }
             for group, parameters in members.items()

@@ -209,12 +209,12 @@ def arm(recipe: Recipe, name: str) -> Recipe:
     arms = {n: overrides for n, overrides in recipe.baselines.items() if not isinstance(overrides, str)}
     if name not in arms:
         raise ZooError(unknown("trained baseline", name, arms))
-    return load_recipe(_arm(_values(recipe), name, arms[name]).values)
+    return load_recipe(_arm(values(recipe), name, arms[name]).values)
 
 
 def dump(recipe: Recipe) -> str:
     """The recipe as YAML with every default of its sections written out; it loads back equal."""
-    return written(_values(recipe))
+    return written(values(recipe))
 
 
 def build_from(name: str, **overrides: Any) -> Any:
@@ -244,7 +244,7 @@ def _home() -> Path:
 def _source(recipe: str | Path | Mapping[str, Any] | Recipe) -> Source:
     """What was written, as a tree whose top is a mapping."""
     if isinstance(recipe, Recipe):
-        return Source("recipe", _values(recipe))
+        return Source("recipe", values(recipe))
     if isinstance(recipe, Mapping):
         return Source("recipe", plain(recipe))
     file = Path(recipe)
@@ -330,10 +330,10 @@ def _arm(values: dict[str, Any], name: str, overrides: Mapping[str, Any]) -> Sou
     return source
 
 
-def _values(value: Any) -> Any:
-    """A recipe as plain values."""
+def values(value: Any) -> Any:
+    """A recipe, or a section of one, as the plain values that YAML would hold."""
     if is_dataclass(value):
-        return {f.name: _values(getattr(value, f.name)) for f in fields_of(value)}
+        return {f.name: values(getattr(value, f.name)) for f in fields_of(value)}
     if isinstance(value, tuple):
-        return [_values(v) for v in value]
+        return [values(v) for v in value]
     return value.as_posix() if isinstance(value, Path) else plain(value)

@@ -8,7 +8,7 @@ them, whereas it silently leaves a dataclass behind.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     import numpy as np
@@ -70,6 +70,29 @@ class Loss(NamedTuple):
     total: Tensor  # () float32, the one to differentiate
     parts: Mapping[str, Tensor]  # () scalars, detached, for the log
     state: Any = None  # what the objective keeps for its ``after_step``, such as keys to enqueue
+
+
+@runtime_checkable
+class Binding(Protocol):
+    """An objective that looks at the model once, before training: to check its outputs, or to build a frozen twin."""
+
+    def bind(self, model: Any) -> None:
+        """Called before the first step.
+
+        Raises:
+            ZooError: If the model does not give what the objective uses.
+        """
+
+
+@runtime_checkable
+class Stepping(Protocol):
+    """An objective with a state that moves once per optimizer step: queues, momentum twins."""
+
+    def before_step(self, model: Any) -> None:
+        """Called with the clipped gradients in place."""
+
+    def after_step(self, model: Any, state: Any) -> None:
+        """Called after the optimizer's step with the ``Loss.state`` of the last batch."""
 
 
 class Processor(Protocol):

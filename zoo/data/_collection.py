@@ -15,12 +15,13 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any, Literal
 
+import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from PIL import Image
 
-from zoo.data._folder import FIELDS, Loaded
+from zoo.data._folder import FIELDS, Loaded, find, read_table
 from zoo.data._mining import Mine, mine, none_left
 from zoo.errors import ZooError, unknown
 from zoo.types import Row
@@ -59,6 +60,19 @@ class Rows(Sequence[Row]):
         if "image" in self.inputs and (image := self.table["image"][i].as_py()) is not None:
             row["image"] = decode(image, self.folder)
         return row
+
+
+def read_notes(folder: Path, columns: Mapping[str, str | None] | None = None) -> tuple[Rows, list[Any]]:
+    """The notes of a folder without their clicks, for encoding: rows, and the notes' own ids.
+
+    Raises:
+        ZooError: If the folder has no notes, or with everything that is wrong in them.
+    """
+    place, tables = find(None, str(folder.resolve()))
+    with duckdb.connect() as con:
+        notes = read_table(con, tables.notes, columns or {})
+    shown, _, _ = _without_broken(notes, place)
+    return Rows(shown.select(["note_id", *FIELDS, "image"]), ("text", "image"), place), notes["note_id"].to_pylist()
 
 
 def decode(image: bytes | str, folder: Path | None) -> Image.Image:

@@ -104,7 +104,7 @@ def load(
         if file is None and tables.clicks is None:
             faults.append("there are neither clicks to mine nor pairs: write clicks.parquet, or pairs.parquet")
         counts: dict[str, int] = {}
-        notes = _try(faults, lambda: _notes(con, tables.notes, columns))
+        notes = _try(faults, lambda: read_table(con, tables.notes, columns))
         ids = notes["note_id"].cast(pa.string()).combine_chunks() if notes is not None else None
         clicks = _try(faults, lambda: _clicks(con, tables.clicks, columns, rule, starts, ids, counts, mined=file is None))
         pairs = _try(faults, lambda: _pairs(con, file, columns, rule, ids, counts))
@@ -128,7 +128,12 @@ def _raise(faults: list[str]) -> None:
         raise ZooError("\n".join(faults))
 
 
-def _notes(con: duckdb.DuckDBPyConnection, table: Table, columns: Mapping[str, str | None]) -> pa.Table:
+def read_table(con: duckdb.DuckDBPyConnection, table: Table, columns: Mapping[str, str | None]) -> pa.Table:
+    """The notes: note_id, title, topic, content, image, split; null where there is nothing.
+
+    Raises:
+        ZooError: With everything that is wrong in the table.
+    """
     source = Source(con, table, "notes", columns)
     name = source.path.name
     asked = [c for c in (*FIELDS, "image", "split") if columns.get(c) is not None]  # a mapping that leads nowhere is an error

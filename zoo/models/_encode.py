@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
@@ -43,8 +43,13 @@ def encode(
     model.eval()
     vectors = []
     try:
-        for start in _progress(range(0, len(rows), batch_size), show_progress):
-            batch = to_device(collate([rows[i] for i in range(start, min(start + batch_size, len(rows)))]), device)
+        for start in progress(range(0, len(rows), batch_size), "encoding", show_progress):
+            some = [rows[i] for i in range(start, min(start + batch_size, len(rows)))]
+            if empty := [start + i for i, row in enumerate(some) if not model.processor.sees(row)]:
+                raise ZooError(
+                    f"this model sees nothing of row {', '.join(map(str, empty[:5]))}: give it at least one of {', '.join(model.processor.keys())}"
+                )
+            batch = to_device(collate(some), device)
             vectors.append(model(batch).embeddings[output].float().cpu())
     finally:
         model.train(was_training)
@@ -61,10 +66,12 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
     return batch if device.type == "cpu" else send_to_device(batch, device)
 
 
-def _progress(steps: range, show: bool | None) -> Sequence[int]:
+def progress(steps: range, says: str, show: bool | None) -> Iterable[int]:
+    """``steps`` behind a bar on the terminal; with None only when there are many and somebody watches."""
     from rich.console import Console
     from rich.progress import track
 
-    if show or (show is None and len(steps) >= 20 and Console(stderr=True).is_terminal):
-        return track(steps, "encoding", console=Console(stderr=True))  # type: ignore[return-value]
+    console = Console(stderr=True)
+    if show or (show is None and len(steps) >= 20 and console.is_terminal):
+        return track(steps, says, console=console)
     return steps

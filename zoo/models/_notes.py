@@ -9,7 +9,6 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from zoo.errors import ZooError
 from zoo.joints import Arrange, Parts, Segment, Words
 from zoo.types import ModalityInputs, Processor, Row, Tokenizer
 
@@ -101,19 +100,24 @@ class NoteProcessor:
         return {"note": own, "tokenizer": self.tokenizer.config(), "image": image}
 
     def __call__(self, row: Row) -> dict[str, ModalityInputs]:
-        """Raises:
-        ZooError: If the row has neither text nor an image that this model could look at.
-        """
+        """A row of which the model sees nothing gets the empty prompt, and its embedding is marked absent."""
         words = LANGUAGES[self.language]
         fields = clean(row, words, **self.limits)
         pixels = self._pixels(row)
-        if not fields and pixels is None:
-            raise ZooError(f"row {row.get('id', dict(row))!r} is empty: give at least one of {', '.join(FIELDS)} or an image")
         if self.absent == "zeros":
             fields = fields or dict.fromkeys(FIELDS, "")
         media = ("image",) if pixels is not None else ()
         text = self._prompt(self.arrange(Parts(fields, media, words)), has_text=bool(fields))
         return {"text": text} if pixels is None else {"text": text, "image": pixels}
+
+    def keys(self) -> tuple[str, ...]:
+        """The keys of a row that this model looks at."""
+        return FIELDS if self.image is None else (*FIELDS, "image")
+
+    def sees(self, row: Row) -> bool:
+        """Whether the row has anything that this model looks at."""
+        image = row.get("image")
+        return any(row.get(field) for field in FIELDS) or (self.image is not None and image is not None and image != [])
 
     def _pixels(self, row: Row) -> ModalityInputs | None:
         """(3, H, W), or (M, 3, H, W) of several images; None when there is none or nobody looks."""

@@ -1,0 +1,94 @@
+"""Item vectors as a file, and the search in it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from zoo.data._collection import read_notes
+from zoo.errors import ZooError
+from zoo.evaluate.retrieval import topk
+from zoo.files import write_bytes
+from zoo.hub import load
+from zoo.recipe import load_recipe
+from zoo.run import embed, load_data
+
+
+def embed_notes(
+    run: str | Path, out: str | Path, *, notes: str | Path | None = None, data_root: str | Path | None = None, batch_size: int = 256
+) -> int:
+    """Write ``note_id`` and ``vector`` of every note to a parquet file that is whole or not there.
+
+    Args:
+        run: A run folder.
+        out: The file.
+        notes: A folder with ``notes.parquet`` or ``notes.csv``; None: the data of the run's recipe.
+        data_root: The folder that holds the folders of data sets.
+        batch_size: Notes at a time.
+
+    Returns:
+        How many vectors were written. A note in which the model sees nothing has the zero vector.
+
+    Raises:
+        ZooError: If there is no such run, or a fault in the data.
+    """
+    model = load(run)
+    recipe = load_recipe(Path(run) / "recipe.yaml")
+    if notes is not None:
+        rows, ids = read_notes(Path(notes), recipe.data.get("columns"))
+    else:
+        data = load_data(recipe, data_root)
+        rows, ids = data.notes, data.note_ids
+    vectors = embed(model, rows, batch_size=batch_size)
+    column = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), vectors.shape[1])
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.table({"note_id": pa.array(list(ids)), "vector": column}), sink)
+    write_bytes(Path(out), sink.getvalue().to_pybytes())
+    return len(vectors)
+
+
+def search_notes(
+    run: str | Path, embeddings: str | Path, query: Mapping[str, Any], *, note: str | None = None, k: int = 10
+) -> list[dict[str, Any]]:
+    """The ``k`` notes whose vectors are nearest by cosine, best first.
+
+    Args:
+        run: The run folder that made the vectors.
+        embeddings: What `embed_notes` wrote.
+        query: A row with any subset of the modalities; not used when ``note`` is given.
+        note: The id of a note in the file, which is then left out of the answer.
+        k: At most as many as there are.
+
+    Returns:
+        ``{"note_id", "score"}`` each.
+
+    Raises:
+        ZooError: If the file is no such file, the id is not in it, or the query is empty.
+    """
+    path = Path(embeddings)
+    if not path.is_file():
+        raise ZooError(f"no embeddings in {path}: write them with: zoo embed {run} --out {path}")
+    table = pq.read_table(path)
+    if missing := {"note_id", "vector"} - set(table.column_names):
+        raise ZooError(f"{path} has no column {', '.join(sorted(missing))} (it has: {', '.join(table.column_names)})")
+    ids = table["note_id"].to_pylist()
+    vectors = np.stack(table["vector"].to_numpy(zero_copy_only=False))
+    own = None
+    if note is not None:
+        found = [i for i, other in enumerate(ids) if str(other) == note]
+        if not found:
+            raise ZooError(f"no note {note!r} in {path}; its first ids are {', '.join(map(str, ids[:5]))}")
+        own = found[0]
+        x = vectors[[own]]
+    else:
+        x = load(run).encode([dict(query)])
+    if x.shape[1] != vectors.shape[1]:
+        raise ZooError(f"{path} holds vectors of width {vectors.shape[1]}, {run} makes {x.shape[1]}: they belong to different runs")
+    places, scores = topk(vectors, x, min(k + (own is not None), len(vectors)))
+    hits = [{"note_id": ids[i], "score": float(s)} for i, s in zip(places[0].tolist(), scores[0], strict=True) if i != own]
+    return hits[:k]

@@ -1,0 +1,243 @@
+"""The whole way of a recipe: data, training, evaluation against baselines, report; and each stretch of it by itself."""
+
+from __future__ import annotations
+
+import logging
+import platform
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import nn
+
+from zoo.errors import ZooError
+from zoo.evaluate import baselines as classic
+from zoo.evaluate.retrieval import Metric, Scorer, embedding_scorer, measure
+from zoo.evaluate.verdict import compare, verdict
+from zoo.files import write_json
+from zoo.hub import load
+from zoo.models._encode import progress
+from zoo.recipe import Evaluate, Recipe, arm, load_recipe
+from zoo.registry import make
+from zoo.report import examples, report
+from zoo.train import train
+from zoo.types import PairData, Row
+
+logger = logging.getLogger("zoo.run")
+_TEXT = ("title", "topic", "content")
+
+
+class Arm(NamedTuple):
+    """One system and how it did."""
+
+    metrics: list[Metric]
+    parameters: int  # trained ones; 0 for a classic baseline
+    seconds: float  # of training
+    vectors: np.ndarray | None  # (N, D) of its items, both modalities shown; None for a classic baseline
+
+
+class Outcome(NamedTuple):
+    """What a run came to."""
+
+    folder: Path
+    recall: float  # the headline number
+    verdict: str  # against the baselines; without any, the number alone
+    missed: list[str]  # quality floors that were not reached, in words
+    metrics: Mapping[str, Any]  # as in metrics.json
+
+
+class Shown(Sequence[Row]):
+    """Rows of a data set of which only some modalities are shown."""
+
+    def __init__(self, notes: Sequence[Row], input: str) -> None:
+        self.notes, self.input = notes, input
+
+    def __len__(self) -> int:
+        return len(self.notes)
+
+    def __getitem__(self, index: Any) -> Any:
+        row = self.notes[index]
+        if self.input == "text":
+            row = {k: v for k, v in row.items() if k != "image"}
+        elif self.input == "image":
+            row = {k: v for k, v in row.items() if k not in _TEXT}
+        return row
+
+
+def embed(model: nn.Module, notes: Sequence[Row], *, batch_size: int = 256, show_progress: bool | None = None) -> np.ndarray:
+    """Vectors of all items, (N, D) float32 of length 1; an item of which this model sees nothing gets the zero vector.
+
+    Args:
+        model: Has ``encode`` and ``processor``.
+        notes: Rows, each read once.
+        batch_size: Rows at a time.
+        show_progress: None: a bar when there are many rows and somebody watches.
+    """
+    vectors = np.zeros((len(notes), model.dim), dtype=np.float32)
+    for start in progress(range(0, len(notes), batch_size), "embedding", show_progress):
+        rows = [notes[i] for i in range(start, min(start + batch_size, len(notes)))]
+        seen = [i for i, row in enumerate(rows) if model.processor.sees(row)]
+        if seen:
+            vectors[start + np.array(seen)] = model.encode([rows[i] for i in seen], batch_size, False)
+    return vectors
+
+
+def evaluate(
+    run: str | Path | nn.Module, *, data: PairData | None = None, data_root: str | Path | None = None, recipe: Any = None, **keywords: Any
+) -> list[Metric]:
+    """Recall of a trained model, as its recipe says.
+
+    Args:
+        run: A run folder, or a model together with ``recipe``.
+        data: A data set that is loaded already.
+        data_root: The folder that holds the folders of data sets.
+        recipe: In the place of the run folder's own.
+        **keywords: Overrides of the recipe, ``evaluate__split="val"``.
+
+    Returns:
+        One `Metric` per protocol, subset, input and k.
+
+    Raises:
+        ZooError: If there is no such run, or a fault in the recipe or the data.
+    """
+    if recipe is None and isinstance(run, nn.Module):
+        raise ZooError("evaluate(model) needs the recipe that names the data: evaluate(model, recipe=...)")
+    model = run if isinstance(run, nn.Module) else load(run)
+    settings = load_recipe(recipe if recipe is not None else Path(run) / "recipe.yaml", **keywords)  # type: ignore[arg-type]
+    return measure_model(model, load_data(settings, data_root) if data is None else data, settings)[0]
+
+
+def load_data(recipe: Recipe, data_root: str | Path | None = None) -> PairData:
+    """The data set of a recipe; pairs that are not given are mined now."""
+    return make("data", recipe.data, Path(data_root) if data_root is not None else None)
+
+
+def measure_model(model: nn.Module, data: PairData, recipe: Recipe) -> tuple[list[Metric], np.ndarray]:
+    """Every metric that the recipe asks for, and the vectors (N, D) of all items with both modalities shown.
+
+    An input of which the model sees nothing on any item, images for a model without eyes, has no metric.
+    """
+    metrics: list[Metric] = []
+    vectors: dict[str, np.ndarray] = {}
+    for shown in dict.fromkeys(("both", *recipe.evaluate.inputs)):
+        vectors[shown] = embed(model, Shown(data.notes, shown), batch_size=recipe.evaluate.batch_size)
+        if vectors[shown].any():
+            metrics += _measure(embedding_scorer(vectors[shown]), data, recipe, shown)
+    return metrics, vectors["both"]
+
+
+def _measure(scorer: Scorer, data: PairData, recipe: Recipe, shown: str = "both") -> list[Metric]:
+    settings = recipe.evaluate
+    found = [
+        metric
+        for protocol in settings.protocols
+        for metric in measure(
+            scorer,
+            data,
+            split=settings.split,
+            protocol=protocol,
+            ks=settings.k,
+            input=shown,
+            resamples=settings.bootstrap,
+            seed=recipe.seed,
+        )
+    ]
+    return [m for m in found if settings.subsets or m.subset == "all"]
+
+
+def run(recipe: Any, *overrides: str, data_root: str | Path | None = None, fresh: bool = False, **keywords: Any) -> Outcome:
+    """Mine, train, evaluate, report: the recipe's model and every baseline it names, on the same data.
+
+    Everything stands in the run folder afterwards: the model, ``metrics.json``, ``examples.json``, ``report.html``. Arms that are
+    trained already are not trained again.
+
+    Args:
+        recipe: A file, the name of a shipped recipe, a mapping or a `Recipe`.
+        *overrides: ``"optimizer.lr=3e-5"``.
+        data_root: The folder that holds the folders of data sets.
+        fresh: Throw away what the run folder holds of an earlier run.
+        **keywords: Overrides from Python, ``optimizer__lr=3e-5``.
+
+    Raises:
+        ZooError: On a fault of the recipe or the data, or a loss that is not finite.
+    """
+    recipe = load_recipe(recipe, *overrides, **keywords)
+    data = load_data(recipe, data_root)
+    name = recipe.out.name
+    if name in recipe.baselines:
+        raise ZooError(f"baselines: {name!r} is the name of the run folder, and so of the model itself; rename one")
+    arms = {name: _trained(recipe, data, fresh=fresh)}
+    for baseline, says in recipe.baselines.items():
+        if isinstance(says, str):
+            arms[baseline] = Arm(_measure(getattr(classic, says)(data), data, recipe), 0, 0.0, None)
+        else:
+            own = arm(recipe, baseline)
+            seen = data if own.data == recipe.data else load_data(own, data_root)
+            arms[baseline] = _trained(own, seen, fresh=fresh)
+    return _written(recipe, name, data, arms)
+
+
+def _trained(recipe: Recipe, data: PairData, *, fresh: bool) -> Arm:
+    """Train an arm and measure it, on the modalities that its own data shows."""
+    begin = time.perf_counter()
+    model = train(recipe, data=data, fresh=fresh)
+    seconds = time.perf_counter() - begin
+    metrics, vectors = measure_model(model, data, recipe)
+    return Arm(metrics, sum(p.numel() for p in model.parameters() if p.requires_grad), seconds, vectors)
+
+
+def _written(recipe: Recipe, name: str, data: PairData, arms: Mapping[str, Arm]) -> Outcome:
+    """metrics.json, examples.json, report.html, and the one line."""
+    main = recipe.evaluate.main
+    hits = {arm: headline(found.metrics, recipe.evaluate).hits for arm, found in arms.items()}
+    recall = float(hits[name].mean())
+    others = [arm for arm in arms if arm != name]
+    comparisons = compare(name, others, hits, seed=recipe.seed) if others else []
+    line = verdict(main.k, comparisons) if comparisons else f"RECALL: recall@{main.k}={recall:.3f} | no baselines in this recipe"
+    metrics = {
+        "arms": {
+            arm: {"records": [m.record() for m in found.metrics], "seconds": round(found.seconds, 1), "parameters": found.parameters}
+            for arm, found in arms.items()
+        },
+        "main": {"arm": name, "protocol": main.protocol, "subset": "all", "input": "both", "k": main.k},
+        "verdict": line,
+        "comparisons": [c._asdict() for c in comparisons],
+        "data": dict(data.statistics),
+        "machine": machine() | {"seed": recipe.seed},
+    }
+    write_json(recipe.out / "metrics.json", metrics)
+    vectors = arms[name].vectors
+    if recipe.evaluate.examples and vectors is not None:
+        queries = np.unique(data.pairs(recipe.evaluate.split)[:, 0])
+        drawn = np.random.default_rng(recipe.seed).choice(queries, min(recipe.evaluate.examples, len(queries)), replace=False)
+        write_json(recipe.out / "examples.json", examples(data, vectors, drawn, 5, split=recipe.evaluate.split))
+    report(recipe.out)
+    return Outcome(recipe.out, recall, line, missed_floors(recipe, arms[name].metrics), metrics)
+
+
+def headline(metrics: Sequence[Metric], settings: Evaluate, k: int | None = None) -> Metric:
+    """The metric that a run is judged by, at the headline's k or another: all pairs, both modalities shown."""
+    wanted = (settings.main.protocol, "all", "both", settings.main.k if k is None else k)
+    return next(m for m in metrics if (m.protocol, m.subset, m.input, m.k) == wanted)
+
+
+def missed_floors(recipe: Recipe, metrics: Sequence[Metric]) -> list[str]:
+    """Which of the recipe's quality floors the headline metric did not reach, in words."""
+    found = {key: headline(metrics, recipe.evaluate, int(key.partition("@")[2])).recall for key in recipe.floor}
+    return [f"{key} is {found[key]:.3f}, below the floor {floor}" for key, floor in recipe.floor.items() if found[key] < floor]
+
+
+def machine() -> dict[str, Any]:
+    """What the numbers of this run were made on."""
+    from importlib.metadata import version
+
+    return {
+        "processor": platform.processor() or platform.machine(),
+        "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        **{name: version(name) for name in ("torch", "transformers", "timm", "multimodal-zoo")},
+    }

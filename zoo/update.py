@@ -1,0 +1,117 @@
+"""From batches to one optimizer step: phases of the schedule, accumulation, clipping, and the checks that stop a broken run."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from zoo.checkpoint import Position, checkpoints
+from zoo.errors import ZooError
+from zoo.joints import Phase, Schedule
+from zoo.recipe import Recipe
+from zoo.types import Batch, Loss, Stepping
+
+
+class Step(nn.Module):
+    """Model and objective in one module, so that what is wrapped, compiled and saved is one thing."""
+
+    def __init__(self, model: nn.Module, objective: nn.Module) -> None:
+        super().__init__()
+        self.model, self.objective = model, objective
+
+    def forward(self, batch: Batch) -> Loss:
+        return self.objective(self.model, batch)
+
+
+class Updater:
+    """Takes batches and moves the weights.
+
+    Args:
+        accelerator: Owns precision and processes.
+        wrapped: ``step`` as Accelerate prepared it.
+        step: Model and objective.
+        optimizer: As Accelerate prepared it.
+        recipe: Of the run.
+    """
+
+    def __init__(self, accelerator: Accelerator, wrapped: nn.Module, step: Step, optimizer: Any, recipe: Recipe) -> None:
+        self.accelerator, self.wrapped, self.step, self.optimizer, self.recipe = accelerator, wrapped, step, optimizer, recipe
+        self.schedule: Schedule = step.model.schedule
+
+    def __call__(self, batches: Iterator[Batch], position: Position) -> dict[str, float]:
+        """One optimizer step from ``accumulate`` batches, or one for each phase of a schedule that has several.
+
+        Returns:
+            The parts of the loss, averaged over batches and processes, and the gradient's norm before clipping.
+
+        Raises:
+            ZooError: If loss or gradient are not finite; nothing has moved then.
+        """
+        accumulate = self.recipe.run.accumulate
+        sums: dict[str, Tensor] = {}
+        norm = 0.0
+        for micro in range(accumulate):
+            gradients: dict[str, dict[str, Tensor]] = {}
+            phases = list(self.schedule.phases(next(batches)))
+            for phase in phases:
+                loss = self.wrapped(phase.batch)
+                self._check_loss(loss, position)
+                self.accelerator.backward(loss.total / accumulate)
+                prefix = f"{phase.name}/" if len(phases) > 1 else ""
+                for name, value in {"loss": loss.total.detach(), **loss.parts}.items():
+                    sums[prefix + name] = sums.get(prefix + name, 0) + value / accumulate
+                if self.schedule.merges:
+                    gradients[phase.name] = self._take_gradients()
+                    if phase is not phases[-1]:
+                        continue
+                    self._put_gradients(self.schedule.merge(gradients))
+                if micro + 1 == accumulate:
+                    norm = self._apply(phase, loss, position)
+        return {"grad_norm": norm} | {k: float(self.accelerator.reduce(v, "mean")) for k, v in sums.items()}
+
+    def _apply(self, phase: Phase, loss: Loss, position: Position) -> float:
+        """Clip and step; tell schedule and objective, unless fp16 scaling skipped the step."""
+        model, objective = self.step.model, self.step.objective
+        longest = self.recipe.optimizer.max_grad_norm or math.inf
+        norm = float(self.accelerator.clip_grad_norm_(self.step.parameters(), longest))
+        if not math.isfinite(norm) and self.recipe.run.precision != "fp16":  # fp16 scaling skips such a step by itself
+            bad = [n for n, p in self.step.named_parameters() if p.grad is not None and not bool(p.grad.isfinite().all())]
+            raise ZooError(self._stopped("the gradient", norm, position, f"first in {', '.join(bad[:3])}"))
+        self.schedule.before_step(model, phase)
+        if isinstance(objective, Stepping):
+            objective.before_step(model)
+        previous = {name: p.detach().clone() for name, p in self.schedule.watched(model).items()}
+        self.optimizer.step()
+        if not self.accelerator.optimizer_step_was_skipped:
+            self.schedule.after_step(model, phase, previous)
+            if isinstance(objective, Stepping):
+                objective.after_step(model, loss.state)
+        self.optimizer.zero_grad(set_to_none=True)
+        return norm
+
+    def _take_gradients(self) -> dict[str, Tensor]:
+        taken = {name: p.grad for name, p in self.step.named_parameters() if p.grad is not None}
+        self.optimizer.zero_grad(set_to_none=True)
+        return taken
+
+    def _put_gradients(self, gradients: Mapping[str, Tensor]) -> None:
+        for name, parameter in self.step.named_parameters():
+            parameter.grad = gradients.get(name)
+
+    def _check_loss(self, loss: Loss, position: Position) -> None:
+        if not bool(torch.isfinite(loss.total)):
+            parts = ", ".join(f"{k} {float(v):.4g}" for k, v in loss.parts.items())
+            raise ZooError(self._stopped("the loss", float(loss.total), position, parts))
+
+    def _stopped(self, what: str, value: float, position: Position, detail: str) -> str:
+        found = checkpoints(self.recipe.out / "checkpoints")
+        kept = f"the last checkpoint is {found[-1]}" if found else "no checkpoint was written yet"
+        return (
+            f"{what} is {value} in step {position.step + 1} (epoch {position.epoch}, batch {position.batch - 1}; {detail}); {kept}; "
+            "try a lower optimizer.lr, a longer warmup, or precision: bf16 in place of fp16"
+        )
