@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Sized
+from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 from torch.nn import functional as F
 
 from zoo.collate import RowCollate
@@ -15,13 +15,11 @@ from zoo.types import Batch, Row
 
 
 @torch.no_grad()
-def encode(
-    model: nn.Module, rows: Sequence[Row], *, output: str, batch_size: int, show_progress: bool | None, normalize: bool
-) -> np.ndarray:
+def encode(model: Any, rows: Sequence[Row], *, output: str, batch_size: int, show_progress: bool | None, normalize: bool) -> np.ndarray:
     """Vectors of raw rows, in eval mode, in the order given.
 
     Args:
-        model: Its ``processor`` turns a row into inputs, its ``outputs`` name its embeddings.
+        model: An ``nn.Module``; its ``processor`` turns a row into inputs, its ``outputs`` name its embeddings, ``dim`` wide.
         rows: Dictionaries with any subset of the modalities' keys; decoded batch by batch, so a lazy sequence stays lazy.
         output: Which embedding.
         batch_size: Rows at a time.
@@ -32,12 +30,14 @@ def encode(
         (N, D) float32.
 
     Raises:
-        ZooError: If the model gives no embedding of this name, or a row is empty.
+        ZooError: If the model gives no embedding of this name, or what stands in ``rows`` are no rows, or a row is empty.
     """
     if output not in model.outputs:
         raise ZooError(f"this model gives no embedding {output!r} (it gives: {', '.join(model.outputs)})")
-    if isinstance(rows, dict | str):
-        raise ZooError("encode takes a list of rows: write encode([{...}])")
+    if isinstance(rows, Mapping | str) or not isinstance(rows, Sized):
+        raise ZooError(f"encode takes a list of rows, not a {type(rows).__name__}: write encode([{{...}}])")
+    if batch_size < 1:
+        raise ZooError(f"batch_size {batch_size} encodes nothing: write 1 or more")
     device = next(model.parameters()).device
     collate, was_training = RowCollate(model.processor), model.training
     model.eval()
@@ -45,10 +45,7 @@ def encode(
     try:
         for start in progress(range(0, len(rows), batch_size), "encoding", show_progress):
             some = [rows[i] for i in range(start, min(start + batch_size, len(rows)))]
-            if empty := [start + i for i, row in enumerate(some) if not model.processor.sees(row)]:
-                raise ZooError(
-                    f"this model sees nothing of row {', '.join(map(str, empty[:5]))}: give it at least one of {', '.join(model.processor.keys())}"
-                )
+            _check_rows(model, some, start)
             batch = to_device(collate(some), device)
             vectors.append(model(batch).embeddings[output].float().cpu())
     finally:
@@ -57,6 +54,15 @@ def encode(
         return np.zeros((0, model.dim), dtype=np.float32)
     x = torch.cat(vectors)
     return (F.normalize(x, dim=-1) if normalize else x).numpy()
+
+
+def _check_rows(model: Any, rows: Sequence[Row], start: int) -> None:
+    keys = ", ".join(model.processor.keys())
+    for i, row in enumerate(rows, start):
+        if not isinstance(row, Mapping):
+            raise ZooError(f"row {i} is a {type(row).__name__}, not a dictionary: write {{...}} with any of {keys}")
+    if empty := [i for i, row in enumerate(rows, start) if not model.processor.sees(row)]:
+        raise ZooError(f"this model sees nothing of row {', '.join(map(str, empty[:5]))}: give it at least one of {keys}")
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from zoo.errors import ZooError
 from zoo.joints import Arrange, Parts, Segment, Words
 from zoo.types import ModalityInputs, Processor, Row, Tokenizer
 
@@ -43,11 +44,17 @@ def clean(row: Row, words: Words, *, title_length: int, content_length: int, max
         content_length: Characters of the content that stay.
         max_topics: Topics that stay.
         hashtag_length: A longer hashtag stays in the content.
+
+    Raises:
+        ZooError: If a field is no text.
     """
     title, topic, content = (row.get(field) or "" for field in FIELDS)
+    topics = list(topic) if isinstance(topic, list | tuple) else [topic]
+    for field, text in (("title", title), *(("topic", t) for t in topics), ("content", content)):
+        if not isinstance(text, str):
+            raise ZooError(f"{field} {text!r} is a {type(text).__name__}, not text: write a string, or leave the key out")
     if not (title or topic or content):
         return {}
-    topics = [topic] if isinstance(topic, str) else list(topic)
     content = content.replace("[话题]", "")
     found = [tag for tag in _HASHTAG.findall(content) if len(tag) <= hashtag_length]
     for tag in found:
@@ -116,18 +123,15 @@ class NoteProcessor:
 
     def sees(self, row: Row) -> bool:
         """Whether the row has anything that this model looks at."""
-        image = row.get("image")
-        return any(row.get(field) for field in FIELDS) or (self.image is not None and image is not None and image != [])
+        return any(row.get(field) for field in FIELDS) or (self.image is not None and bool(_images(row)))
 
     def _pixels(self, row: Row) -> ModalityInputs | None:
         """(3, H, W), or (M, 3, H, W) of several images; None when there is none or nobody looks."""
         if self.image is None:
             return None
-        given = row.get("image")
-        images = [x for x in given if x is not None] if isinstance(given, list | tuple) else [given] if given is not None else []
-        if not images:
+        values = [self.image(x).values for x in _images(row)]
+        if not values:
             return ModalityInputs(self._zero_image()) if self.absent == "zeros" else None
-        values = [self.image(x).values for x in images]
         return ModalityInputs(values[0] if len(values) == 1 else torch.stack(values))
 
     def _zero_image(self) -> Tensor:
@@ -166,6 +170,12 @@ class NoteProcessor:
             assert special is not None, "dropped by _merged"
             return [special]
         return self.tokenizer.encode(segment.text)
+
+
+def _images(row: Row) -> list[Any]:
+    """The images of a row, which holds none, one, or a list of them."""
+    given = row.get("image")
+    return [x for x in (given if isinstance(given, list | tuple) else [given]) if x is not None]
 
 
 def _merged(segments: list[Segment], roles: Mapping[str, int | None]) -> list[Segment]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from zoo.config import BackboneSpec, ConnectorSpec, EncoderSpec, FusionSpec, Positive
 from zoo.freeze import freeze
-from zoo.joints import Arrange, Combine, compose
+from zoo.joints import Arrange, compose
 from zoo.models._encode import encode
 from zoo.models._notes import NoteProcessor
 from zoo.registry import make, register
@@ -20,6 +20,14 @@ from zoo.splice import Layout, splice
 from zoo.types import Batch, ModalityInputs, ModelOutput, Row, Tokens
 
 JOINTS: dict[str, str | None] = {"arrange": "early", "combine": None, "schedule": "joint"}
+
+
+class Seen(NamedTuple):
+    """What the vision encoder saw of a batch."""
+
+    tokens: Tokens | None  # (B, L, D) for the prompt; None when none enter it, or nobody has an image
+    pooled: Tensor | None  # (B, D_vision) for the late fusion, zeros where absent; None when nobody has an image
+    there: Tensor  # (B,) bool: who has an image
 
 
 class NoteLLM2(nn.Module):
@@ -30,11 +38,15 @@ class NoteLLM2(nn.Module):
         vision: Encodes one image; None when nobody looks at images.
         connector: Visual tokens to the backbone's width; None when none enter the prompt.
         combine: Mixes the language model's state with the image's vector, late; None for none.
-        anchors: The embeddings that are read from the sequence, the main one first.
-        processor: Raw row to inputs.
         schedule: How one batch becomes updates.
+        arrange: Lays a row out; the embeddings of the model are its anchors.
+        processor: Raw row to inputs.
         dim: Width of the embeddings; None: the raw state of the backbone.
     """
+
+    backbone: Any  # parts whose own attributes are used; nn.Module would type every one of them as a Tensor
+    vision: Any
+    processor: NoteProcessor
 
     def __init__(
         self,
@@ -50,57 +62,69 @@ class NoteLLM2(nn.Module):
     ) -> None:
         super().__init__()
         self.backbone, self.vision, self.connector, self.combine, self.schedule = backbone, vision, connector, combine, schedule
-        self.late = nn.Linear(vision.dim, backbone.dim, bias=False) if combine is not None and vision is not None else None
-        self.project = nn.Linear(backbone.dim, dim, bias=False) if dim is not None else nn.Identity()
+        width: int = self.backbone.dim
+        self.late = nn.Linear(self.vision.dim, width, bias=False) if combine is not None else None
+        self.project = nn.Linear(width, dim, bias=False) if dim is not None else nn.Identity()
         self.arrange, self.processor, self.outputs = arrange, processor, arrange.anchors
-        self.dim = dim if dim is not None else backbone.dim
+        self.dim = dim if dim is not None else width
         self._warned = False
 
     def forward(self, batch: Batch) -> ModelOutput:
-        text, image = batch.inputs["text"], self.look(batch)
-        visual, pooled, seen = image if image is not None else (None, None, torch.zeros_like(text.extra["has_text"]))
+        """Prompt and pixels to one embedding (B, dim) for each anchor.
 
-        spliced = splice(self.layout(text), {} if visual is None else {"image": visual})
+        An embedding is present where its anchor stands in the prompt and something that the model looks at is there.
+        """
+        text, image = batch.inputs["text"], self.look(batch)
+        media = {} if image.tokens is None else {"image": image.tokens}
+        spliced = splice(self.layout(text), media)
         hidden = self.backbone(spliced.inputs_embeds, spliced.attention_mask, spliced.position_ids)  # (B, S, D)
 
-        rows = torch.arange(len(hidden), device=hidden.device)
-        note_there = text.extra["has_text"] | seen if self.arrange.media else text.extra["has_text"]
+        has_text, rows = text.extra["has_text"], torch.arange(len(hidden), device=hidden.device)
+        late = self._late(image, hidden)  # (B, D), one for all anchors
         embeddings, present = {}, {}
         for name, at in spliced.anchors.items():
-            state = hidden[rows, at.clamp(min=0)]  # (B, D)
-            there = note_there & (at >= 0)
-            if self.combine is not None and pooled is not None:
-                late = self.late(pooled)  # (B, D)
-                state = self.combine({"note": state, "image": late}, {"note": there, "image": seen})
-                there = there | (seen & (at >= 0))
-            elif self.combine is not None:
-                state = self.combine({"note": state, "image": torch.zeros_like(state)}, {"note": there, "image": seen})
-            embeddings[name] = self.project(state)  # (B, dim)
-            present[name] = there
-        tokens = {} if visual is None else {"image": visual}
-        return ModelOutput(embeddings, present, tokens=tokens)
+            state = hidden[rows, at.clamp(min=0)].to(late.dtype)  # (B, D)
+            there = (at >= 0) & (has_text | image.there if self.arrange.media else has_text)
+            if self.combine is not None:
+                state = self.combine({"note": state, "image": late}, {"note": there, "image": image.there})  # (B, D)
+                there = there | ((at >= 0) & image.there)
+            embeddings[name], present[name] = self.project(state), there  # (B, dim)
+        return ModelOutput(embeddings, present, tokens=media)
 
-    def look(self, batch: Batch) -> tuple[Tokens | None, Tensor, Tensor] | None:
-        """Visual tokens (B, L, D) for the prompt, pooled (B, D_vision), and who has an image (B,).
-
-        Absent images are not encoded. A row with several images gets the tokens of all of them and their mean vector.
-        """
+    def look(self, batch: Batch) -> Seen:
+        """Encode the images that are there; a row with several gets the tokens of all of them and their mean vector."""
         x = batch.inputs.get("image")
         if self.vision is None or x is None:
-            return None
-        pixels = x.values if x.values.ndim == 5 else x.values[:, None]  # (B, M, 3, H, W)
-        real = x.mask if x.mask is not None and x.values.ndim == 5 else pixels.new_ones(pixels.shape[:2], dtype=torch.bool)
+            return Seen(None, None, torch.zeros_like(batch.inputs["text"].extra["has_text"]))
+        several = x.values.ndim == 5
+        pixels = x.values if several else x.values[:, None]  # (B, M, 3, H, W)
+        real = x.mask if several and x.mask is not None else torch.ones(pixels.shape[:2], dtype=torch.bool, device=pixels.device)
         if x.present is not None:
             real = real & x.present[:, None]  # (B, M)
         if not bool(real.any()):
-            return None
+            return Seen(None, None, real.any(1))
         encoded: Tokens = self.vision(ModalityInputs(pixels[real]))  # (I, N, D_vision), I real images
-        pooled = _spread(encoded.pooled, real).sum(1) / real.sum(1, keepdim=True).clamp(min=1)  # (B, D_vision)
+        there = real.any(1)
+        pooled = None
+        if self.late is not None:
+            assert encoded.pooled is not None, "late fusion needs an encoder that pools"
+            pooled = _spread(encoded.pooled, real).sum(1) / real.sum(1, keepdim=True).clamp(min=1)  # (B, D_vision)
         if self.connector is None:
-            return None, pooled, real.any(1)
+            return Seen(None, pooled, there)
         visual: Tokens = self.connector(encoded)  # (I, L, D)
-        tokens = _spread(visual.tokens, real).flatten(1, 2)  # (B, M * L, D)
-        return Tokens(tokens, _spread(visual.mask, real).flatten(1, 2), pooled, real.any(1)), pooled, real.any(1)
+        tokens, mask = _spread(visual.tokens, real).flatten(1, 2), _spread(visual.mask, real).flatten(1, 2)  # (B, M * L, D)
+        return Seen(Tokens(tokens, mask, None, there), pooled, there)
+
+    def _late(self, image: Seen, hidden: Tensor) -> Tensor:
+        """The image's own vector (B, D); zeros when nobody has one, or nobody asks.
+
+        In the precision of what follows the backbone, whose own weights may be in bfloat16.
+        """
+        if self.late is not None and image.pooled is not None:
+            return self.late(image.pooled)
+        follows = self.project if self.late is None else self.late
+        precision = next((p.dtype for p in follows.parameters()), hidden.dtype)
+        return torch.zeros(len(hidden), hidden.shape[-1], dtype=precision, device=hidden.device)
 
     def layout(self, text: ModalityInputs) -> Layout:
         """The prompt, embedded, with its slots and anchors."""
@@ -203,7 +227,7 @@ def notellm2(
     if eyes is not None and not train_vision:
         freeze(eyes)
     bridge = make("connector", connector, eyes.dim, language_model.dim) if eyes is not None and arrange.media else None
-    combine: Combine | None = joints.make("combine", ["note", "image"], language_model.dim)
+    combine = joints.make("combine", ["note", "image"], language_model.dim)
     processor = NoteProcessor(
         language_model.tokenizer,
         arrange,
