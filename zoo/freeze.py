@@ -14,7 +14,11 @@ def freeze(module: nn.Module) -> None:
     """
     module.requires_grad_(False)
     module.eval()
-    module.register_forward_pre_hook(_stay_in_eval)
+    if isinstance(module, nn.ModuleList | nn.ModuleDict):  # never called itself, so a hook on it would never run
+        for child in module.children():
+            freeze(child)
+    else:
+        module.register_forward_pre_hook(_stay_in_eval)
 
 
 def _stay_in_eval(module: nn.Module, _: Any) -> None:

@@ -32,11 +32,12 @@ class BatchOrder:
     def epoch(self, epoch: int, start: int = 0) -> Iterator[list[int]]:
         """This process's batches ``start``, ``start + 1``, ... of ``epoch``."""
         random = np.random.default_rng((self.seed, epoch))
-        order = random.permutation(len(self.lengths))
         size = self.batch_size * self.processes
-        if self.buckets:
-            pools = [order[i : i + size * _POOL] for i in range(0, len(order), size * _POOL)]
-            order = np.concatenate([pool[np.argsort(self.lengths[pool], kind="stable")] for pool in pools])
+        used = len(self) * size  # the rest goes before sorting: else it would be the longest ones in every epoch
+        order = random.permutation(len(self.lengths))[:used]
+        for i in range(0, used if self.buckets else 0, size * _POOL):
+            pool = order[i : i + size * _POOL]
+            order[i : i + size * _POOL] = pool[np.argsort(self.lengths[pool], kind="stable")]
         batches = [order[i * size : (i + 1) * size] for i in range(len(self))]
         for b in random.permutation(len(batches))[start:]:
             yield batches[b][self.process :: self.processes].tolist()
