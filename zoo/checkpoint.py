@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from zoo.errors import ZooError
+from zoo.errors import Failure, ZooError
 from zoo.files import write_json
 
 FILES = ("step.safetensors", "training.pt")
@@ -31,7 +31,14 @@ class Position:
 
 
 def save_checkpoint(
-    folder: Path, step: nn.Module, optimizer: torch.optim.Optimizer, position: Position, identity: Mapping[str, Any], *, keep: int
+    folder: Path,
+    step: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    position: Position,
+    identity: Mapping[str, Any],
+    random: Sequence[Mapping[str, Any]],
+    *,
+    keep: int,
 ) -> Path:
     """Write ``folder/step_<n>`` beside its final name and rename it, then remove all but the newest ``keep``.
 
@@ -41,24 +48,24 @@ def save_checkpoint(
         optimizer: Its state goes along.
         position: Of the run.
         identity: What a resuming run must agree with.
+        random: `random_state` of each process.
         keep: At least 1.
     """
     final = folder / f"step_{position.step:08d}"
     beside = folder / f".{final.name}.tmp"
-    shutil.rmtree(beside, ignore_errors=True)
+    for left in folder.glob(".step_*.tmp"):  # by a run that was killed
+        shutil.rmtree(left)
     beside.mkdir(parents=True)
     save_file(unshared(step.state_dict()), beside / FILES[0])
-    torch.save({"optimizer": optimizer.state_dict(), "random": _random_state()}, beside / FILES[1])
+    torch.save({"optimizer": optimizer.state_dict(), "random": list(random)}, beside / FILES[1])
     for name in FILES:
         with (beside / name).open("rb+") as file:
             os.fsync(file.fileno())
     hashes = {name: _hash(beside / name) for name in FILES}
     write_json(beside / "manifest.json", {"position": vars(position), "identity": identity, "sha256": hashes})
-    if final.exists():
-        shutil.rmtree(final)
     beside.rename(final)
     for old in checkpoints(folder)[:-keep]:
-        shutil.rmtree(old)
+        shutil.rmtree(old.rename(folder / f".{old.name}.tmp"))  # renamed first: killed half-way, it leaves no half a checkpoint
     return final
 
 
@@ -67,18 +74,24 @@ def checkpoints(folder: Path) -> list[Path]:
     return sorted(folder.glob("step_*"))
 
 
-def load_checkpoint(path: Path, step: nn.Module, optimizer: torch.optim.Optimizer, identity: Mapping[str, Any]) -> Position:
+def load_checkpoint(
+    path: Path, step: nn.Module, optimizer: torch.optim.Optimizer, identity: Mapping[str, Any], *, process: int = 0
+) -> Position:
     """Put a run back to where ``path`` was written, random numbers included.
 
     Raises:
-        ZooError: If a file of it is missing or damaged, or it belongs to another recipe or other data.
+        Failure: If a file of it is missing or damaged.
+        ZooError: If it belongs to another recipe, other data or other code.
     """
     manifest = _manifest(path)
     _same_run(path, manifest["identity"], identity)
-    step.load_state_dict(load_file(path / FILES[0], device="cpu"))
     state = torch.load(path / FILES[1], weights_only=True, map_location="cpu")
-    optimizer.load_state_dict(state["optimizer"])
-    _set_random_state(state["random"])
+    try:
+        step.load_state_dict(load_file(path / FILES[0], device="cpu"))
+        optimizer.load_state_dict(state["optimizer"])
+    except (RuntimeError, ValueError) as e:  # names or shapes that differ
+        raise ZooError(f"checkpoint {path} was written by other code of this model: {e}\nstart over with --fresh") from e
+    _set_random_state(state["random"][process])
     return Position(**manifest["position"])
 
 
@@ -87,10 +100,10 @@ def _manifest(path: Path) -> dict[str, Any]:
     try:
         manifest = json.loads((path / "manifest.json").read_text())
         damaged = [name for name, digest in manifest["sha256"].items() if not (path / name).is_file() or _hash(path / name) != digest]
-    except (OSError, json.JSONDecodeError, KeyError) as e:
-        raise ZooError(f"checkpoint {path} has no readable manifest ({e}): {advice}") from e
+    except (OSError, ValueError, KeyError) as e:
+        raise Failure(f"checkpoint {path} has no readable manifest ({e}): {advice}") from e
     if damaged:
-        raise ZooError(f"checkpoint {path} is damaged: {', '.join(damaged)} differs from what was written; {advice}")
+        raise Failure(f"checkpoint {path} is damaged: {', '.join(damaged)} differs from what was written; {advice}")
     return manifest
 
 
@@ -128,7 +141,8 @@ def _hash(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _random_state() -> dict[str, Any]:
+def random_state() -> dict[str, Any]:
+    """What this process will draw from."""
     return {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []}
 
 

@@ -1,6 +1,7 @@
 """The command line: each command is one call into the library, its errors are one message and an exit code.
 
-Exit codes: 0 ok, 1 failure, 2 usage or recipe error, 3 a quality floor was missed.
+Exit codes: 0 ok, 1 failure, 2 usage or recipe error, 3 a quality floor was missed, 130 interrupted. Results go to standard
+output, everything else to standard error. An error that names no remedy, with a traceback, is a bug of ours.
 """
 
 from __future__ import annotations
@@ -10,11 +11,11 @@ import logging
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any, NoReturn
 
 import typer
 
-from zoo.errors import ZooError
+from zoo.errors import Failure, ZooError
 
 app = typer.Typer(
     name="zoo",
@@ -23,11 +24,14 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
+    epilog="Exit codes: 0 ok, 1 failure, 2 usage or recipe error, 3 quality floor missed, 130 interrupted.",
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
+INTERRUPTED = 130  # what typer exits with on Ctrl-C, and what shells expect
 RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="A YAML file, or the name of a shipped recipe (zoo list recipes).")]
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder: it holds model.json and model.safetensors.")]
 Overrides = Annotated[
-    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings in the place of the recipe's own: optimizer.lr=3e-5")
+    list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Settings in the place of the recipe's own: optimizer.lr=3e-5")
 ]
 DataRoot = Annotated[
     Path | None, typer.Option("--data", metavar="DIR", help="The folder that holds the folders of data sets (else: ZOO_DATA).")
@@ -72,17 +76,18 @@ def info(name: Annotated[str, typer.Argument(help="Of any part: notellm2, gated_
     if as_json:
         typer.echo(json.dumps(found, indent=1, ensure_ascii=False, default=str))
         return
+    settings, joints = found.pop("settings"), found.pop("joints")
     for key, value in found.items():
-        if key != "settings" and value not in ("", {}):
-            typer.echo(
-                f"{key:9} {', '.join(f'{k} (default {v})' if v else k for k, v in value.items()) if isinstance(value, dict) else value}"
-            )
-    for key, value in found["settings"].items():
+        if value:
+            typer.echo(f"{key:9} {value}")
+    if joints:
+        typer.echo(f"{'joints':9} {', '.join(f'{joint} ({default})' if default else joint for joint, default in joints.items())}")
+    for key, value in settings.items():
         typer.echo(f"  {key}: {value}")
 
 
 @app.command()
-def schema(out: Annotated[Optional[Path], typer.Option("--out", help="A file; else standard output.")] = None) -> None:  # noqa: UP045
+def schema(out: Annotated[Path | None, typer.Option("--out", help="A file; else standard output.")] = None) -> None:
     """The JSON schema of a recipe, for editors."""
     from zoo.schema import schema as make_schema
 
@@ -92,30 +97,35 @@ def schema(out: Annotated[Optional[Path], typer.Option("--out", help="A file; el
 @app.command()
 def mine(
     clicks: Annotated[Path, typer.Argument(help="clicks.parquet or .csv: user_id, note_id, timestamp.")],
-    settings: Overrides = None,
+    settings: Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help="How: group=session_id rank_by=cosine top=10")] = None,
     out: Annotated[Path, typer.Option("--out", help="Where the pairs go.")] = Path("pairs.parquet"),
-    split: Annotated[Optional[str], typer.Option(help="Only clicks of this split.")] = None,  # noqa: UP045
-    since: Annotated[Optional[str], typer.Option(help="Only clicks from this date on.")] = None,  # noqa: UP045
-    until: Annotated[Optional[str], typer.Option(help="Only clicks before this date.")] = None,  # noqa: UP045
+    split: Annotated[str | None, typer.Option(help="Only clicks of this split.")] = None,
+    since: Annotated[str | None, typer.Option(help="Only clicks from this date on.")] = None,
+    until: Annotated[str | None, typer.Option(help="Only clicks before this date.")] = None,
     memory: Annotated[str, typer.Option(help="Spill to disk beyond this.")] = "2GB",
 ) -> None:
-    """Co-click pairs from a click log: s(A->B) = sum over users of 1/N_u. Settings: group=session_id rank_by=cosine top=10 ..."""
+    """Pairs of notes that the same users click.
+
+    Each pair scores s(A->B) = the sum of 1/N_u over the users who clicked both, N_u being the number of notes that user u clicked.
+    """
     from zoo.config import checked
     from zoo.data._mining import Mine, mine_file
     from zoo.registry import lookup
     from zoo.source import Source
 
-    source = Source("settings", {})
+    given = {}
     for setting in settings or []:
-        key, _, value = setting.partition("=")
-        source.override(key, Source.read(setting, value).values, f"setting {setting!r}")
-    rule = Mine(**checked(Mine, source.values, "mine", lookup))
+        key, equals, value = setting.partition("=")
+        if not equals:
+            raise ZooError(f"setting {setting!r}: write key=value")
+        given[key] = Source.read(setting, value).values
+    rule = Mine(**checked(Mine, given, "mine", lookup))
     _give(mine_file(clicks, out, rule, split=split, since=since, until=until, memory=memory), None)
 
 
 @app.command()
 def train(recipe: RecipeName, overrides: Overrides = None, data: DataRoot = None, fresh: Fresh = False) -> None:
-    """Train a recipe; goes on from its last checkpoint if there is one."""
+    """Train a recipe, from its last checkpoint if there is one."""
     from zoo.recipe import load_recipe
     from zoo.train import train as train_
 
@@ -126,7 +136,11 @@ def train(recipe: RecipeName, overrides: Overrides = None, data: DataRoot = None
 
 @app.command()
 def run(recipe: RecipeName, overrides: Overrides = None, data: DataRoot = None, fresh: Fresh = False) -> None:
-    """Mine, train, evaluate against the recipe's baselines, report; ends with one verdict line."""
+    """From clicks to a report: mine, train, evaluate, compare.
+
+    Trains the recipe's model and every baseline that is an arm of it; what is trained already is not trained again. The last
+    line of the output is the verdict. Exit code 3 if a quality floor of the recipe is missed.
+    """
     from zoo.run import run as run_
 
     outcome = run_(recipe, *(overrides or []), data_root=_root(data), fresh=fresh)
@@ -145,7 +159,10 @@ def eval_(
     data: DataRoot = None,
     as_json: AsJson = False,
 ) -> None:
-    """Recall of a trained run, as its recipe says; e.g. zoo eval runs/demo evaluate.split=val."""
+    """Recall of a trained run, as its recipe says.
+
+    Overrides come last: zoo eval runs/demo evaluate.split=val
+    """
     from zoo.hub import load
     from zoo.recipe import load_recipe
     from zoo.run import evaluate, missed_floors
@@ -163,12 +180,12 @@ def eval_(
 @app.command()
 def embed(
     folder: RunFolder,
-    notes: Annotated[Optional[Path], typer.Argument(help="A folder with notes.parquet or .csv; else the run's own data.")] = None,  # noqa: UP045
+    notes: Annotated[Path | None, typer.Argument(help="A folder with notes.parquet or .csv; else the run's own data.")] = None,
     out: Annotated[Path, typer.Option("--out", help="Where the vectors go: note_id, vector.")] = Path("embeddings.parquet"),
     data: DataRoot = None,
-    batch_size: Annotated[int, typer.Option(min=1)] = 256,
+    batch_size: Annotated[int, typer.Option(min=1, help="Notes at a time.")] = 256,
 ) -> None:
-    """Vectors of all notes, as a parquet file."""
+    """Vectors of all notes, as a parquet file with note_id and vector."""
     from zoo.embed import embed_notes
 
     typer.echo(f"{embed_notes(folder, out, notes=notes, data_root=_root(data), batch_size=batch_size)} vectors in {out}")
@@ -178,11 +195,11 @@ def embed(
 def search(
     folder: RunFolder,
     embeddings: Annotated[Path, typer.Argument(help="What zoo embed wrote.")],
-    title: Annotated[Optional[str], typer.Option(help="Of the query.")] = None,  # noqa: UP045
-    topic: Annotated[Optional[str], typer.Option()] = None,  # noqa: UP045
-    content: Annotated[Optional[str], typer.Option()] = None,  # noqa: UP045
-    image: Annotated[Optional[Path], typer.Option(help="An image file.")] = None,  # noqa: UP045
-    note: Annotated[Optional[str], typer.Option(help="Instead: the note_id of a note that is in the file.")] = None,  # noqa: UP045
+    title: Annotated[str | None, typer.Option(help="Of the query.")] = None,
+    topic: Annotated[str | None, typer.Option(help="Of the query.")] = None,
+    content: Annotated[str | None, typer.Option(help="Of the query.")] = None,
+    image: Annotated[Path | None, typer.Option(help="An image file.")] = None,
+    note: Annotated[str | None, typer.Option(help="Instead: the note_id of a note that is in the file.")] = None,
     k: Annotated[int, typer.Option(min=1, help="How many.")] = 10,
     as_json: AsJson = False,
 ) -> None:
@@ -229,14 +246,21 @@ def _table(records: list[dict[str, Any]]) -> str:
 
 
 def main() -> None:
-    """The console script."""
+    """The console script: `app`, with errors as one message and an exit code."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger("zoo").setLevel(logging.INFO)
     try:
-        app(standalone_mode=True)
+        app()
     except ZooError as e:
-        typer.echo(f"zoo: {e}", err=True)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        typer.echo("zoo: interrupted; run the same command again to go on from the last checkpoint", err=True)
-        sys.exit(130)
+        _stop(str(e), 1 if isinstance(e, Failure) else 2)
+    except OSError as e:  # a full disk, a folder that may not be written
+        _stop(str(e), 1)
+    except SystemExit as e:
+        if e.code == INTERRUPTED:
+            _stop("interrupted; run the same command again to go on from the last checkpoint", INTERRUPTED)
+        raise
+
+
+def _stop(message: str, code: int) -> NoReturn:
+    typer.echo(f"zoo: {message}", err=True)
+    raise SystemExit(code)

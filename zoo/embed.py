@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +10,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from zoo.config import split_spec
 from zoo.data._collection import read_notes
 from zoo.errors import ZooError
-from zoo.evaluate.retrieval import topk
+from zoo.evaluate.retrieval import Input, topk
 from zoo.files import write_bytes
 from zoo.hub import load
 from zoo.recipe import load_recipe
-from zoo.run import embed, load_data
+from zoo.run import Shown, embed, load_data
+from zoo.types import Row
 
 
 def embed_notes(
@@ -39,8 +41,14 @@ def embed_notes(
     """
     model = load(run)
     recipe = load_recipe(Path(run) / "recipe.yaml")
+    rows: Sequence[Row]
+    ids: Sequence[Any]
     if notes is not None:
-        rows, ids = read_notes(Path(notes), recipe.data.get("columns"))
+        _, settings = split_spec(recipe.data)
+        rows, ids = read_notes(Path(notes), settings.get("columns"))
+        inputs: Sequence[Input] = settings.get("inputs") or ()
+        if len(inputs) == 1:  # what training hid stays hidden
+            rows = Shown(rows, inputs[0])
     else:
         data = load_data(recipe, data_root)
         rows, ids = data.notes, data.note_ids
@@ -68,27 +76,41 @@ def search_notes(
         ``{"note_id", "score"}`` each.
 
     Raises:
-        ZooError: If the file is no such file, the id is not in it, or the query is empty.
+        ZooError: If the file is no such file, the id is not in it, or not exactly one of query and id is given.
     """
+    if bool(query) == (note is not None):
+        raise ZooError(
+            "search needs a new note (--title, --topic, --content, --image) or the id of one in the file (--note), one of the two"
+        )
     path = Path(embeddings)
     if not path.is_file():
         raise ZooError(f"no embeddings in {path}: write them with: zoo embed {run} --out {path}")
-    table = pq.read_table(path)
-    if missing := {"note_id", "vector"} - set(table.column_names):
-        raise ZooError(f"{path} has no column {', '.join(sorted(missing))} (it has: {', '.join(table.column_names)})")
-    ids = table["note_id"].to_pylist()
-    vectors = np.stack(table["vector"].to_numpy(zero_copy_only=False))
-    own = None
-    if note is not None:
-        found = [i for i, other in enumerate(ids) if str(other) == note]
-        if not found:
-            raise ZooError(f"no note {note!r} in {path}; its first ids are {', '.join(map(str, ids[:5]))}")
-        own = found[0]
-        x = vectors[[own]]
-    else:
-        x = load(run).encode([dict(query)])
+    ids, vectors = _read(path)
+    own = None if note is None else _place(note, ids, path)
+    x = load(run).encode([query]) if own is None else vectors[[own]]
     if x.shape[1] != vectors.shape[1]:
         raise ZooError(f"{path} holds vectors of width {vectors.shape[1]}, {run} makes {x.shape[1]}: they belong to different runs")
     places, scores = topk(vectors, x, min(k + (own is not None), len(vectors)))
     hits = [{"note_id": ids[i], "score": float(s)} for i, s in zip(places[0].tolist(), scores[0], strict=True) if i != own]
     return hits[:k]
+
+
+def _read(path: Path) -> tuple[list[Any], np.ndarray]:
+    """Ids and vectors (N, D) of a file of `embed_notes`."""
+    try:
+        table = pq.read_table(path)
+    except pa.ArrowException as e:
+        raise ZooError(f"{path} cannot be read as parquet: {e}") from e
+    if missing := {"note_id", "vector"} - set(table.column_names):
+        raise ZooError(f"{path} has no column {', '.join(sorted(missing))} (it has: {', '.join(table.column_names)})")
+    ids, vectors = table["note_id"].to_pylist(), table["vector"].combine_chunks()
+    if not ids or not isinstance(vectors, pa.FixedSizeListArray):
+        raise ZooError(f"{path} holds {len(ids)} vectors of type {vectors.type}: it was not written by zoo embed")
+    return ids, np.array(vectors.flatten()).reshape(len(ids), -1)
+
+
+def _place(note: str, ids: Sequence[Any], path: Path) -> int:
+    for i, other in enumerate(ids):
+        if str(other) == note:
+            return i
+    raise ZooError(f"no note {note!r} in {path}; its first ids are {', '.join(map(str, ids[:5]))}")

@@ -30,6 +30,10 @@ class ZooError(ValueError):
     """The user asked for something the zoo does not have. The message says what to write instead."""
 
 
+class Failure(ZooError):
+    """What was asked for is right and cannot be done all the same: a loss that is not finite, a damaged file."""
+
+
 def unknown(what: str, got: str, have: Iterable[str]) -> str:
     """Say that ``got`` is no ``what``, with the nearest name that is, and all the names that are."""
     names = sorted(have)

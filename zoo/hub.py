@@ -11,22 +11,23 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor
 
 from zoo.checkpoint import unshared
 from zoo.config import split_spec
-from zoo.errors import ZooError
+from zoo.errors import Failure, ZooError
 from zoo.files import write_json
-from zoo.registry import build
+from zoo.registry import build, info
 
 WEIGHTS, ABOUT = "model.safetensors", "model.json"
+_ENTRIES = ("spec", "trained", "preprocessing")  # of the latter
 
 
-def save(model: nn.Module, folder: str | Path) -> Path:
+def save(model: Any, folder: str | Path) -> Path:
     """Write a model that was built by `zoo.build`, so that `load` gives it back without a network.
 
     Args:
-        model: Has ``spec``, ``processor`` and ``parts``.
+        model: An ``nn.Module`` with ``spec``, ``backbone``, ``processor`` and ``parts``.
         folder: Made if missing; ``model.json`` is written last, so a folder that has it is whole.
 
     Returns:
@@ -47,10 +48,11 @@ def save(model: nn.Module, folder: str | Path) -> Path:
     return folder
 
 
-def load(folder: str | Path, device: str | torch.device = "cpu") -> nn.Module:
+def load(folder: str | Path, device: str | torch.device = "cpu") -> Any:
     """The model that `save`, or a training run, left in ``folder``, in eval mode.
 
     Raises:
+        Failure: If one of its files is damaged.
         ZooError: If the folder holds no whole model, its weights do not fit, or its inputs would be prepared in another way.
     """
     folder = Path(folder)
@@ -58,19 +60,32 @@ def load(folder: str | Path, device: str | torch.device = "cpu") -> nn.Module:
         there = sorted(p.name for p in folder.iterdir())[:10] if folder.is_dir() else None
         seen = "which does not exist" if there is None else f"which holds {', '.join(there) or 'nothing'}"
         raise ZooError(f"no model in {folder}, {seen}: a run folder has {ABOUT} and {WEIGHTS} once its training is finished")
-    about = json.loads((folder / ABOUT).read_text())
+    about, state = _read(folder)
     name, keywords = split_spec(about["spec"])
     model = build(name, **keywords)
     try:
-        state = load_file(folder / WEIGHTS)
-    except SafetensorError as e:
-        raise ZooError(f"{folder / WEIGHTS} is damaged ({e}): copy it again from where it was trained") from e
-    missing, unexpected = model.load_state_dict(state, strict=False, assign=True)  # assign: a large model was built without memory
-    if missing or unexpected:
-        raise ZooError(f"{folder / WEIGHTS} does not fit its model: missing {missing[:5]}, not expected {unexpected[:5]}")
+        model.load_state_dict(state, assign=True)  # assign: a large model was built without memory
+    except RuntimeError as e:  # names or shapes that differ
+        raise ZooError(f"{folder / WEIGHTS} does not fit the model that {ABOUT} describes: {e}") from e
     _same_preprocessing(folder, about["preprocessing"], json.loads(json.dumps(model.processor.config())))
     model.backbone.trained = about["trained"]
     return model.to(device).eval()
+
+
+def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """How the model was built, and its weights."""
+    advice = "copy the folder again from where it was trained"
+    try:
+        about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
+        lacks = [key for key in _ENTRIES if key not in about]
+    except (ValueError, TypeError) as e:
+        raise Failure(f"{folder / ABOUT} is damaged ({e}): {advice}") from e
+    if lacks:
+        raise Failure(f"{folder / ABOUT} lacks {', '.join(lacks)}: {advice}")
+    try:
+        return about, load_file(folder / WEIGHTS)
+    except SafetensorError as e:
+        raise Failure(f"{folder / WEIGHTS} is damaged ({e}): {advice}") from e
 
 
 def _same_preprocessing(folder: Path, there: Mapping[str, Any], here: Mapping[str, Any]) -> None:
@@ -79,7 +94,5 @@ def _same_preprocessing(folder: Path, there: Mapping[str, Any], here: Mapping[st
         raise ZooError(f"{folder}: this version of the zoo would prepare inputs in another way than training did: {'; '.join(differ)}")
 
 
-def _default(model: nn.Module, key: str) -> Any:
-    from zoo.registry import info
-
+def _default(model: Any, key: str) -> Any:
     return info(model.spec["name"], "model")["settings"][key]

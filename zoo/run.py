@@ -14,8 +14,8 @@ import torch
 from torch import nn
 
 from zoo.errors import ZooError
-from zoo.evaluate import baselines as classic
-from zoo.evaluate.retrieval import Metric, Scorer, embedding_scorer, measure
+from zoo.evaluate.baselines import bm25, popularity
+from zoo.evaluate.retrieval import Input, Metric, Scorer, embedding_scorer, measure, tasks
 from zoo.evaluate.verdict import compare, verdict
 from zoo.files import write_json
 from zoo.hub import load
@@ -28,6 +28,7 @@ from zoo.types import PairData, Row
 
 logger = logging.getLogger("zoo.run")
 _TEXT = ("title", "topic", "content")
+_CLASSIC = {"bm25": bm25, "popularity": popularity}
 
 
 class Arm(NamedTuple):
@@ -52,7 +53,7 @@ class Outcome(NamedTuple):
 class Shown(Sequence[Row]):
     """Rows of a data set of which only some modalities are shown."""
 
-    def __init__(self, notes: Sequence[Row], input: str) -> None:
+    def __init__(self, notes: Sequence[Row], input: Input) -> None:
         self.notes, self.input = notes, input
 
     def __len__(self) -> int:
@@ -67,7 +68,7 @@ class Shown(Sequence[Row]):
         return row
 
 
-def embed(model: nn.Module, notes: Sequence[Row], *, batch_size: int = 256, show_progress: bool | None = None) -> np.ndarray:
+def embed(model: Any, notes: Sequence[Row], *, batch_size: int = 256, show_progress: bool | None = None) -> np.ndarray:
     """Vectors of all items, (N, D) float32 of length 1; an item of which this model sees nothing gets the zero vector.
 
     Args:
@@ -107,12 +108,24 @@ def evaluate(
         raise ZooError("evaluate(model) needs the recipe that names the data: evaluate(model, recipe=...)")
     model = run if isinstance(run, nn.Module) else load(run)
     settings = load_recipe(recipe if recipe is not None else Path(run) / "recipe.yaml", **keywords)  # type: ignore[arg-type]
-    return measure_model(model, load_data(settings, data_root) if data is None else data, settings)[0]
+    data = load_data(settings, data_root) if data is None else data
+    check_questions(settings, data)
+    return measure_model(model, data, settings)[0]
 
 
 def load_data(recipe: Recipe, data_root: str | Path | None = None) -> PairData:
     """The data set of a recipe; pairs that are not given are mined now."""
     return make("data", recipe.data, Path(data_root) if data_root is not None else None)
+
+
+def check_questions(recipe: Recipe, data: PairData) -> None:
+    """Whether the data can answer what the recipe will measure; asked before hours of training, not after.
+
+    Raises:
+        ZooError: If it has no such split, no pairs in it, or too few candidates for a k.
+    """
+    for protocol in recipe.evaluate.protocols:
+        tasks(data, split=recipe.evaluate.split, protocol=protocol, ks=recipe.evaluate.k)
 
 
 def measure_model(model: nn.Module, data: PairData, recipe: Recipe) -> tuple[list[Metric], np.ndarray]:
@@ -121,15 +134,16 @@ def measure_model(model: nn.Module, data: PairData, recipe: Recipe) -> tuple[lis
     An input of which the model sees nothing on any item, images for a model without eyes, has no metric.
     """
     metrics: list[Metric] = []
-    vectors: dict[str, np.ndarray] = {}
-    for shown in dict.fromkeys(("both", *recipe.evaluate.inputs)):
+    vectors: dict[Input, np.ndarray] = {}
+    inputs: tuple[Input, ...] = ("both", *recipe.evaluate.inputs)
+    for shown in dict.fromkeys(inputs):
         vectors[shown] = embed(model, Shown(data.notes, shown), batch_size=recipe.evaluate.batch_size)
         if vectors[shown].any():
             metrics += _measure(embedding_scorer(vectors[shown]), data, recipe, shown)
     return metrics, vectors["both"]
 
 
-def _measure(scorer: Scorer, data: PairData, recipe: Recipe, shown: str = "both") -> list[Metric]:
+def _measure(scorer: Scorer, data: PairData, recipe: Recipe, shown: Input = "both") -> list[Metric]:
     settings = recipe.evaluate
     found = [
         metric
@@ -162,17 +176,19 @@ def run(recipe: Any, *overrides: str, data_root: str | Path | None = None, fresh
         **keywords: Overrides from Python, ``optimizer__lr=3e-5``.
 
     Raises:
-        ZooError: On a fault of the recipe or the data, or a loss that is not finite.
+        Failure: If a loss is not finite or a checkpoint is damaged.
+        ZooError: On a fault of the recipe or the data.
     """
     recipe = load_recipe(recipe, *overrides, **keywords)
-    data = load_data(recipe, data_root)
     name = recipe.out.name
     if name in recipe.baselines:
         raise ZooError(f"baselines: {name!r} is the name of the run folder, and so of the model itself; rename one")
+    data = load_data(recipe, data_root)
+    check_questions(recipe, data)
     arms = {name: _trained(recipe, data, fresh=fresh)}
     for baseline, says in recipe.baselines.items():
         if isinstance(says, str):
-            arms[baseline] = Arm(_measure(getattr(classic, says)(data), data, recipe), 0, 0.0, None)
+            arms[baseline] = Arm(_measure(_CLASSIC[says](data), data, recipe), 0, 0.0, None)
         else:
             own = arm(recipe, baseline)
             seen = data if own.data == recipe.data else load_data(own, data_root)
@@ -213,7 +229,8 @@ def _written(recipe: Recipe, name: str, data: PairData, arms: Mapping[str, Arm])
     if recipe.evaluate.examples and vectors is not None:
         queries = np.unique(data.pairs(recipe.evaluate.split)[:, 0])
         drawn = np.random.default_rng(recipe.seed).choice(queries, min(recipe.evaluate.examples, len(queries)), replace=False)
-        write_json(recipe.out / "examples.json", examples(data, vectors, drawn, 5, split=recipe.evaluate.split))
+        shown = min(5, len(data.pool(recipe.evaluate.split)) - 1)
+        write_json(recipe.out / "examples.json", examples(data, vectors, drawn, shown, split=recipe.evaluate.split))
     report(recipe.out)
     return Outcome(recipe.out, recall, line, missed_floors(recipe, arms[name].metrics), metrics)
 

@@ -11,16 +11,24 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from zoo.checkpoint import Position, checkpoints
-from zoo.errors import ZooError
+from zoo.errors import Failure
 from zoo.joints import Phase, Schedule
 from zoo.recipe import Recipe
 from zoo.types import Batch, Loss, Stepping
 
 
 class Step(nn.Module):
-    """Model and objective in one module, so that what is wrapped, compiled and saved is one thing."""
+    """Model and objective in one module, so that what is wrapped, compiled and saved is one thing.
 
-    def __init__(self, model: nn.Module, objective: nn.Module) -> None:
+    Args:
+        model: An ``nn.Module`` with ``outputs``, ``processor`` and ``schedule``.
+        objective: An ``nn.Module`` that makes a Loss of the model and a batch.
+    """
+
+    model: Any  # nn.Module alone says nothing of what a model has
+    objective: Any
+
+    def __init__(self, model: Any, objective: Any) -> None:
         super().__init__()
         self.model, self.objective = model, objective
 
@@ -50,7 +58,7 @@ class Updater:
             The parts of the loss, averaged over batches and processes, and the gradient's norm before clipping.
 
         Raises:
-            ZooError: If loss or gradient are not finite; nothing has moved then.
+            Failure: If loss or gradient are not finite; the weights stand as the last whole step, or phase, left them.
         """
         accumulate = self.recipe.run.accumulate
         sums: dict[str, Tensor] = {}
@@ -81,7 +89,7 @@ class Updater:
         norm = float(self.accelerator.clip_grad_norm_(self.step.parameters(), longest))
         if not math.isfinite(norm) and self.recipe.run.precision != "fp16":  # fp16 scaling skips such a step by itself
             bad = [n for n, p in self.step.named_parameters() if p.grad is not None and not bool(p.grad.isfinite().all())]
-            raise ZooError(self._stopped("the gradient", norm, position, f"first in {', '.join(bad[:3])}"))
+            raise Failure(self._stopped("the gradient", norm, position, f"first in {', '.join(bad[:3])}"))
         self.schedule.before_step(model, phase)
         if isinstance(objective, Stepping):
             objective.before_step(model)
@@ -106,7 +114,7 @@ class Updater:
     def _check_loss(self, loss: Loss, position: Position) -> None:
         if not bool(torch.isfinite(loss.total)):
             parts = ", ".join(f"{k} {float(v):.4g}" for k, v in loss.parts.items())
-            raise ZooError(self._stopped("the loss", float(loss.total), position, parts))
+            raise Failure(self._stopped("the loss", float(loss.total.detach()), position, parts))
 
     def _stopped(self, what: str, value: float, position: Position, detail: str) -> str:
         found = checkpoints(self.recipe.out / "checkpoints")

@@ -81,10 +81,10 @@ def decode(image: bytes | str, folder: Path | None) -> Image.Image:
     Raises:
         OSError: Or another of `UNDECODABLE`, if it is no image.
     """
-    opened = Image.open(BytesIO(image) if isinstance(image, bytes) else (folder or Path()) / image)
-    if not opened.has_transparency_data:
-        return opened.convert("RGB")
-    above = opened.convert("RGBA")
+    with Image.open(BytesIO(image) if isinstance(image, bytes) else (folder or Path()) / image) as opened:
+        if not opened.has_transparency_data:
+            return opened.convert("RGB")
+        above = opened.convert("RGBA")
     return Image.alpha_composite(Image.new("RGBA", above.size, "white"), above).convert("RGB")
 
 

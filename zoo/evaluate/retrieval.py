@@ -28,6 +28,7 @@ __all__ = [
     "one_target",
     "paired_difference",
     "recalls",
+    "tasks",
     "topk",
 ]
 
@@ -130,17 +131,10 @@ def measure(
         ZooError: If there are no pairs, a partner is not in the pool, a pair joins a note to itself, K exceeds the number of
             candidates, or a score is not finite.
     """
-    pairs, pool, short = data.pairs(split), data.pool(split), data.short()
-    if len(pairs) == 0:
-        raise ZooError(f"split {split!r} has no pairs: there is nothing to find; mine with lower bounds or name another split")
-    _check_pairs(pairs, pool, split)
-    apply = {"one_target": one_target, "multi": multi}[protocol]
-    subsets: dict[Subset, np.ndarray] = {"all": pairs, "short_query": pairs[short[pairs[:, 0]]], "short_target": pairs[short[pairs[:, 1]]]}
-    tasks = {name: apply(chosen, pool) for name, chosen in subsets.items() if len(chosen)}
-    _check_ks(ks, {f"{protocol}/{name}": task for name, task in tasks.items()})
-    found = recalls(scorer, list(tasks.values()), ks, denominator=denominator)
+    asked = tasks(data, split=split, protocol=protocol, ks=ks)
+    found = recalls(scorer, list(asked.values()), ks, denominator=denominator)
     metrics = []
-    for name, task, hits in zip(tasks, tasks.values(), found, strict=True):
+    for (name, task), hits in zip(asked.items(), found, strict=True):
         queries = np.unique(task.pairs[:, 0])
         low, high = interval(hits, resamples=resamples, seed=seed)
         for i, k in enumerate(ks):
@@ -148,6 +142,23 @@ def measure(
                 Metric(protocol, name, input, int(k), float(hits[:, i].mean()), float(low[i]), float(high[i]), queries, hits[:, i])
             )
     return metrics
+
+
+def tasks(data: PairData, *, split: str, protocol: Protocol, ks: Sequence[int]) -> dict[Subset, Task]:
+    """What `measure` will ask, without asking it; a subset without a pair has no task.
+
+    Raises:
+        ZooError: As `measure`, of all but the scores: a run asks here before it trains.
+    """
+    pairs, pool, short = data.pairs(split), data.pool(split), data.short()
+    if len(pairs) == 0:
+        raise ZooError(f"split {split!r} has no pairs: there is nothing to find; mine with lower bounds or name another split")
+    _check_pairs(pairs, pool, split)
+    apply = {"one_target": one_target, "multi": multi}[protocol]
+    subsets: dict[Subset, np.ndarray] = {"all": pairs, "short_query": pairs[short[pairs[:, 0]]], "short_target": pairs[short[pairs[:, 1]]]}
+    found = {name: apply(chosen, pool) for name, chosen in subsets.items() if len(chosen)}
+    _check_ks(ks, {f"{protocol}/{name}": task for name, task in found.items()})
+    return found
 
 
 def recalls(scorer: Scorer, tasks: Sequence[Task], ks: Sequence[int], *, denominator: Denominator = "partners") -> list[np.ndarray]:
