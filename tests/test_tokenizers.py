@@ -64,6 +64,11 @@ def test_words_split_as_said():
     assert tokenizer.encode("Red SHOES标题,2024!") == [tokenizer.encode(p)[0] for p in pieces]
 
 
+def test_a_run_of_marks_is_one_piece():
+    tokenizer = WordTokenizer(1 << 20)
+    assert len(tokenizer.encode('{"a_b":"c"}')) == 7  # {" a _ b ":" c "}
+
+
 def test_words_hash_alike_in_every_process():
     code = "from zoo.backbones._tokenizers import WordTokenizer; print(WordTokenizer(8192).encode('Hello 标'))"
     other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env={"PYTHONHASHSEED": "7"})

@@ -44,6 +44,7 @@ def make_optimizer(module: nn.Module, settings: Optimizer) -> torch.optim.AdamW:
         lr=settings.lr,
         betas=settings.betas,
         eps=settings.eps,
+        fused=True,
     )
 
 

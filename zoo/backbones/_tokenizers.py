@@ -20,7 +20,7 @@ log = logging.getLogger("zoo")
 ROLES = ("pad", "bos", "image_start", "image_end", "compressed")
 FILE = "zoo_tokenizer.json"
 _CJK = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\U00020000-\U0002fa1f"
-_PIECE = re.compile(rf"[{_CJK}]|\d+|[^\W\d_{_CJK}]+|\S")  # a CJK character, a number, a word, a mark
+_PIECE = re.compile(rf"[{_CJK}]|\d+|[^\W\d_{_CJK}]+|(?:_|[^\w\s])+")  # a CJK character, a number, a word, a run of marks
 KNOWN: dict[str, tuple[str, ...]] = {  # how published tokenizers write a role, the first that is there counts
     "pad": ("<|endoftext|>", "[PAD]", "<pad>", "<unk>"),
     "image_start": ("<img>", "<|vision_start|>"),
@@ -53,7 +53,7 @@ class ByteTokenizer:
 
 
 class WordTokenizer:
-    """Lower-cased words, numbers, marks and single CJK characters, each hashed to a row; nothing is learned or stored.
+    """Lower-cased words, numbers, runs of marks and single CJK characters, each hashed to a row; nothing is learned or stored.
 
     The hashing trick: Weinberger et al., Feature hashing for large scale multitask learning, 2009,
     https://arxiv.org/abs/0902.2206. We hash without a sign, since two words of one row share an embedding, not a count.
