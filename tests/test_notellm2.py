@@ -444,10 +444,10 @@ def test_the_default_model_runs_offline_on_a_laptop(caplog):
     import resource
     import time
 
-    start = time.perf_counter()
+    start = time.process_time()  # not the clock: other tests run beside this one
     with caplog.at_level(logging.INFO, logger="zoo"):
         model = zoo.build("notellm2", backbone="qwen")
-    built = time.perf_counter() - start
+    built = time.process_time() - start
     assert [r.getMessage() for r in caplog.records if "read as bytes" in r.getMessage()] == [
         "qwen 0.5b has random weights: its texts are read as bytes (write tokenizer: a repository or folder, for its own)"
     ]
@@ -458,5 +458,5 @@ def test_the_default_model_runs_offline_on_a_laptop(caplog):
     np.testing.assert_array_equal(model.encode(rows), x)  # a second warning would be an error
     assert x.shape == (2, 64)
     assert sum(p.numel() * p.element_size() for p in model.parameters()) < 2.7e9  # with CLIP, Q-Former and gate
-    assert built < 40  # twice what a laptop may take: other tests run beside this one
+    assert built < 20
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 < 4.5e9

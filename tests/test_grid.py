@@ -1,0 +1,192 @@
+"""Every combination that `zoo list --matrix` offers is a model: it is built, takes a step, is saved and loaded, and encodes.
+
+A further model joins by registering; its sizes for this test stand in `TINY`.
+"""
+
+from functools import cache
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from typer.testing import CliRunner
+
+import zoo
+from zoo.cli import app
+from zoo.collate import Known, PairCollate
+from zoo.errors import ZooError
+from zoo.hub import load, save
+from zoo.matrix import Cell, matrix, table
+from zoo.registry import entry, make, names, register
+from zoo.types import Pair
+
+WIDTH = 24  # of images and of text alike, so that the connector "identity" fits
+TINY: dict[str, dict[str, Any]] = {  # model: settings that make it small, and ``on``, the outputs that are contrasted
+    "notellm2": {
+        "backbone": {"name": "tiny_lm", "dim": WIDTH, "layers": 1, "heads": 2, "vocab_size": 200},
+        "vision": {"name": "tiny_image", "dim": WIDTH, "heads": 2, "layers": 1, "image_size": 16},
+        "dim": 8,
+        "language": "en",
+    },
+}
+TINY_CONNECTOR: dict[str, dict[str, Any]] = {  # those whose own defaults are large
+    "attention_pool": {"num_queries": 2},
+    "qformer": {"num_queries": 2, "layers": 2, "hidden": WIDTH, "heads": 2, "ffn": 32},
+}
+CELLS = matrix()
+ARRANGE, COMBINE = ([n for n in names("fusion") if joint in entry("fusion", n).joints] for joint in ("arrange", "combine"))
+PAIRS = [(m, [a, c]) for m in names("model") for a in ARRANGE for c in COMBINE if {"arrange", "combine"} <= entry("model", m).joints.keys()]
+
+
+def tiny(model: str, fusion: Any, connector: str | None) -> nn.Module:
+    if model not in TINY:
+        raise AssertionError(f"model {model!r} has no settings for this test: add it to TINY in tests/test_grid.py, as small as it goes")
+    bridge = {} if connector is None else {"connector": {"name": connector, **TINY_CONNECTOR.get(connector, {})}}
+    return zoo.build(model, **{**TINY[model], **bridge, "fusion": fusion})
+
+
+@cache
+def notes() -> Any:
+    return make("data", {"name": "planted_notes", "notes": 400, "users": 600, "image_size": 16}, None)
+
+
+@cache
+def some_pairs() -> tuple[Pair, ...]:
+    """Eight training pairs; among their rows are full ones, some with a short text, without an image and without a text."""
+    rows, pairs = notes().notes, notes().pairs("train")
+    lacking = [i for i, (q, d) in enumerate(pairs) if any(not {"image", "title"} <= rows[int(n)].keys() for n in (q, d))]
+    chosen = [*dict.fromkeys([*lacking[:4], *range(8)])][:8]
+    return tuple(Pair(dict(rows[int(q)]), dict(rows[int(d)])) for q, d in pairs[chosen])
+
+
+def one_step(model: nn.Module) -> None:
+    """Collate, forward, backward, update; everything that must stay finite is checked."""
+    objective = make("objective", "pair_infonce")
+    objective.bind(model)
+    parameters = [p for p in [*model.parameters(), *objective.parameters()] if p.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=1e-3)
+    known = Known.of(torch.from_numpy(notes().pairs("train")), len(notes().notes))
+    batch = PairCollate(model.processor, known)(some_pairs())
+    before = [p.detach().clone() for p in parameters]
+    for phase in model.train().schedule.phases(batch):
+        loss = objective(model, phase.batch)
+        loss.total.backward()
+        assert bool(loss.total.isfinite())
+        assert float(loss.total.detach()) > 0
+        model.schedule.before_step(model, phase)
+        optimizer.step()
+        model.schedule.after_step(model, phase, {})
+        optimizer.zero_grad()
+    assert all(bool(p.isfinite().all()) for p in parameters)
+    moved = sum(not torch.equal(p, old) for p, old in zip(parameters, before, strict=True))
+    assert moved > 0.9 * len(parameters)
+
+
+def lives(model: nn.Module, folder: Any) -> None:
+    """One step, a round trip to the disk, and rows with a missing modality."""
+    one_step(model)
+    model.backbone.trained = True
+    rows = [{"title": "a red shoe", "content": "soft"}, {**some_pairs()[0].query, "title": "b"}]
+    picture = {"image": next(row["image"] for row in notes().notes if "image" in row)}
+    if model.processor.sees(picture):
+        rows.append(picture)
+    vectors = model.encode(rows)
+    assert vectors.shape == (len(rows), model.dim)
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, rtol=1e-5)
+    again = load(save(model, folder))
+    kept = again.state_dict()
+    assert kept.keys() == model.state_dict().keys()
+    assert all(torch.equal(kept[name], value) for name, value in model.state_dict().items())
+    np.testing.assert_array_equal(again.encode(rows), vectors)
+
+
+def test_the_grid_is_not_empty():
+    assert CELLS
+    assert PAIRS
+    assert {c.model for c in CELLS} == set(names("model"))
+    assert {c.fusion for c in CELLS} == set(names("fusion"))
+    assert {c.connector for c in CELLS} - {None} == set(names("connector"))
+    rows = [row for pair in some_pairs() for row in pair]
+    assert any("image" not in row for row in rows)
+    assert any("title" not in row for row in rows)
+
+
+@pytest.mark.parametrize("cell", CELLS, ids=lambda c: f"{c.model}-{c.fusion}-{c.connector}")
+def test_every_cell_is_a_model_or_a_sentence(cell, tmp_path):
+    if cell.refused is None:
+        lives(tiny(cell.model, cell.fusion, cell.connector), tmp_path)
+        return
+    assert f"fusion {cell.fusion!r} acts at the joint" in cell.refused
+    assert f"which model {cell.model!r} does not have" in cell.refused
+    with pytest.raises(ZooError) as e:
+        tiny(cell.model, cell.fusion, cell.connector)
+    assert str(e.value) == cell.refused
+
+
+@pytest.mark.parametrize("model, fusion", PAIRS, ids=lambda v: v if isinstance(v, str) else "+".join(v))
+def test_every_arrange_with_every_combine(model, fusion, tmp_path):
+    built = tiny(model, fusion, "linear")
+    assert built.combine is not None
+    lives(built, tmp_path)
+
+
+@pytest.mark.parametrize("connector", names("connector"))
+def test_unequal_widths_need_more_than_identity(connector):
+    settings = {**TINY["notellm2"], "vision": {**TINY["notellm2"]["vision"], "dim": 16}}
+    spec = {"name": connector, **TINY_CONNECTOR.get(connector, {})}
+    if connector == "identity":
+        with pytest.raises(ZooError, match=f"connector 'identity' cannot turn width 16 into {WIDTH}: use linear"):
+            zoo.build("notellm2", **{**settings, "connector": spec})
+    else:
+        assert isinstance(zoo.build("notellm2", **{**settings, "connector": spec}), nn.Module)
+
+
+def test_a_model_without_settings_says_where_to_add_them():
+    with pytest.raises(AssertionError, match=r"model 'newcomer' has no settings for this test: add it to TINY in tests/test_grid.py"):
+        tiny("newcomer", "early", None)
+
+
+class TestMatrix:
+    @pytest.fixture(autouse=True)
+    def _strangers(self, own_registry):
+        @register("fusion", "trunk_of_a_test", joints=("trunk",))
+        def trunk():
+            """An expert for each modality."""
+
+        @register("model", "model_of_a_test", joints={"trunk": "trunk_of_a_test"})
+        def model(*, width: int = 3):
+            """A trunk and nothing else."""
+
+    def test_cells(self):
+        cells = matrix()
+        fits = {(c.model, c.fusion): c.refused is None for c in cells}
+        assert fits["notellm2", "gated_late"]
+        assert not fits["notellm2", "trunk_of_a_test"]
+        assert fits["model_of_a_test", "trunk_of_a_test"]
+        assert not fits["model_of_a_test", "gated_late"]
+        assert {c.connector for c in cells if c.model == "model_of_a_test"} == {None}
+
+    def test_printed(self):
+        result = CliRunner().invoke(app, ["list", "--matrix"])
+        assert result.exit_code == 0, result.output
+        lines = result.output.splitlines()
+        head = lines[0].split()
+        assert head == ["fusion", "model_of_a_test", "notellm2"]
+        rows = {line.split()[0]: line.split()[1:] for line in lines[1 : 1 + len(names("fusion"))]}
+        assert rows["trunk_of_a_test"] == ["trunk", "-"]
+        assert rows["gated_late"] == ["-", "combine"]
+        assert rows["micl"] == ["-", "arrange"]
+        assert "connectors of notellm2: " + ", ".join(names("connector")) in lines
+        assert "connectors of model_of_a_test: none" in lines
+        sentence = (
+            "fusion 'trunk_of_a_test' acts at the joint 'trunk', which model 'notellm2' does not have (it has: arrange, combine, schedule)"
+        )
+        assert sum(line.startswith(sentence) for line in lines[1 + len(rows) :]) == 1
+
+    def test_nothing_refused_prints_no_sentence(self):
+        assert table([Cell("m", "gated_late", None, None)]).splitlines() == [
+            "fusion      m",
+            "gated_late  combine",
+            "connectors of m: none",
+        ]
