@@ -27,7 +27,7 @@ def interval(values: np.ndarray, *, resamples: int = 1000, seed: int = 0) -> tup
 
     Args:
         values: (Q,) or (Q, M) float; one row per query.
-        resamples: Draws of Q queries each.
+        resamples: Draws of Q queries each; 0: none, and both ends are the mean.
         seed: Of the draws; the same seed and Q give the same draws.
 
     Returns:
@@ -39,6 +39,9 @@ def interval(values: np.ndarray, *, resamples: int = 1000, seed: int = 0) -> tup
     count = len(values)
     if count == 0:
         raise ZooError("an interval needs at least one query, got none")
+    if resamples == 0:
+        mean = np.asarray(values.mean(axis=0))
+        return mean, mean
     generator = np.random.default_rng(seed)
     at_once = max(1, _CELLS // count)
     means = []
