@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from pathlib import Path
 from typing import Any
@@ -70,7 +71,8 @@ class Log:
         if step % self.every and step != self.steps:
             return
         seconds = round(time.perf_counter() - self.begin, 2)
-        self.file.write(json.dumps({"step": step, "epoch": position.epoch, "seconds": seconds, **values}) + "\n")
+        finite = {name: value if math.isfinite(value) else None for name, value in values.items()}  # JSON knows no infinity
+        self.file.write(json.dumps({"step": step, "epoch": position.epoch, "seconds": seconds, **finite}) + "\n")
         for name, value in values.items():
             self.board.add_scalar(name, value, step)
         if not self.live:

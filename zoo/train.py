@@ -11,13 +11,13 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
-from accelerate.state import AcceleratorState
-from accelerate.utils import send_to_device, set_seed
-from torch import nn
+from accelerate.state import AcceleratorState, PartialState
+from accelerate.utils import gather_object, send_to_device, set_seed
 from torch.utils.data import DataLoader, Dataset
 
-from zoo.checkpoint import Position, checkpoints, load_checkpoint, save_checkpoint
+from zoo.checkpoint import Position, checkpoints, load_checkpoint, random_state, save_checkpoint
 from zoo.collate import Known, PairCollate
+from zoo.config import split_spec
 from zoo.errors import ZooError
 from zoo.files import write_text
 from zoo.hub import save
@@ -55,7 +55,7 @@ def train(
     data: PairData | None = None,
     fresh: bool = False,
     **keywords: Any,
-) -> nn.Module:
+) -> Any:
     """Run a recipe to its last step, going on from its last checkpoint if there is one.
 
     The run folder gets ``recipe.yaml`` (resolved) before step 1, ``log.jsonl`` and ``tensorboard/`` along the way,
@@ -80,14 +80,10 @@ def train(
         torch.set_num_threads(recipe.run.threads)
     if data is None:
         data = make("data", recipe.data, Path(data_root) if data_root is not None else None)
-    AcceleratorState._reset_state()  # it would keep the precision of this process's first run for all others
-    accelerator = Accelerator(
-        cpu=recipe.run.device == "cpu",
-        mixed_precision=recipe.run.precision,
-        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],  # a batch may lack a modality altogether
-    )
+    accelerator = make_accelerator(recipe)
     set_seed(recipe.seed)
     step = make_step(recipe)
+    set_seed(recipe.seed, device_specific=True)  # the same weights everywhere, but each process drops out its own
     optimizer = make_optimizer(step, recipe.optimizer)
     order = make_order(recipe, data, accelerator)
     steps = recipe.run.steps or math.ceil((recipe.run.epochs or 0) * len(order) / recipe.run.accumulate)
@@ -100,9 +96,10 @@ def train(
     accelerator.wait_for_everyone()
     step.to(accelerator.device)  # before the optimizer's state is loaded, which follows its parameters
     if found := checkpoints(folder):
-        position = load_checkpoint(found[-1], step, optimizer, identity)
+        position = load_checkpoint(found[-1], step, optimizer, identity, process=accelerator.process_index)
         logger.info("resuming %s at step %d of %d", recipe.out, position.step, steps)
-    write_text(recipe.out / "recipe.yaml", dump(recipe))
+    if accelerator.is_main_process:
+        write_text(recipe.out / "recipe.yaml", dump(recipe))
 
     wrapped, prepared = accelerator.prepare(step, optimizer)  # not the learning rate: Accelerate would move it once per process
     update = Updater(accelerator, wrapped, step, prepared, recipe)
@@ -117,12 +114,32 @@ def train(
             position.step += 1
             log.write(position, {"lr": recipe.optimizer.lr * rate, **logged})
             due = recipe.run.save_every and position.step % recipe.run.save_every == 0
-            if (due or position.step == steps) and accelerator.is_main_process:
-                save_checkpoint(folder, step, optimizer, position, identity, keep=recipe.run.keep)
+            if due or position.step == steps:
+                random = gather_object([random_state()])
+                if accelerator.is_main_process:
+                    save_checkpoint(folder, step, optimizer, position, identity, random, keep=recipe.run.keep)
     step.model.backbone.trained = True
     if accelerator.is_main_process:
         save(step.model, recipe.out)
     return step.model.eval()
+
+
+def make_accelerator(recipe: Recipe) -> Accelerator:
+    """Devices, processes and precision of a run.
+
+    Raises:
+        ZooError: If this machine does not have the device that the recipe asks for, or the device not the precision.
+    """
+    AcceleratorState._reset_state(reset_partial_state=True)  # it would keep device and precision of this process's first run for all others
+    device = PartialState(cpu=recipe.run.device == "cpu").device.type
+    if recipe.run.device not in ("auto", device):
+        raise ZooError(f"run.device: this machine trains on {device!r}, not on {recipe.run.device!r}: write {device} or auto")
+    if recipe.run.precision == "fp16" and device == "cpu":
+        raise ZooError("run.precision: fp16 needs a GPU: write bf16 or 'no'")
+    return Accelerator(
+        mixed_precision=recipe.run.precision,
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],  # a batch may lack a modality altogether
+    )
 
 
 def make_step(recipe: Recipe) -> Step:
@@ -131,7 +148,7 @@ def make_step(recipe: Recipe) -> Step:
     Raises:
         ZooError: If a frozen prefix names nothing, the objective does not fit the model, or accumulation the schedule.
     """
-    name, keywords = recipe.model["name"], {k: v for k, v in recipe.model.items() if k != "name"}
+    name, keywords = split_spec(recipe.model)
     model, objective = build(name, **keywords), make("objective", recipe.objective)
     freeze_all(model, recipe.freeze)
     if isinstance(objective, Binding):

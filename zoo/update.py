@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -85,11 +84,13 @@ class Updater:
     def _apply(self, phase: Phase, loss: Loss, position: Position) -> float:
         """Clip and step; tell schedule and objective, unless fp16 scaling skipped the step."""
         model, objective = self.step.model, self.step.objective
-        longest = self.recipe.optimizer.max_grad_norm or math.inf
-        norm = float(self.accelerator.clip_grad_norm_(self.step.parameters(), longest))
-        if not math.isfinite(norm) and self.recipe.run.precision != "fp16":  # fp16 scaling skips such a step by itself
+        self.accelerator.unscale_gradients()
+        norm = nn.utils.get_total_norm([p.grad for p in self.step.parameters() if p.grad is not None])
+        if not bool(norm.isfinite()) and self.recipe.run.precision != "fp16":  # fp16 scaling skips such a step by itself
             bad = [n for n, p in self.step.named_parameters() if p.grad is not None and not bool(p.grad.isfinite().all())]
-            raise Failure(self._stopped("the gradient", norm, position, f"first in {', '.join(bad[:3])}"))
+            raise Failure(self._stopped("the gradient", float(norm), position, f"first in {', '.join(bad[:3])}"))
+        if longest := self.recipe.optimizer.max_grad_norm:
+            nn.utils.clip_grads_with_norm_(self.step.parameters(), longest, norm)
         self.schedule.before_step(model, phase)
         if isinstance(objective, Stepping):
             objective.before_step(model)
@@ -100,7 +101,7 @@ class Updater:
             if isinstance(objective, Stepping):
                 objective.after_step(model, loss.state)
         self.optimizer.zero_grad(set_to_none=True)
-        return norm
+        return float(norm)
 
     def _take_gradients(self) -> dict[str, Tensor]:
         taken = {name: p.grad for name, p in self.step.named_parameters() if p.grad is not None}
