@@ -1,0 +1,100 @@
+"""The code of the documentation runs: its parts are imported, trained, installed as a plug-in, and held to the contract."""
+
+import importlib
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import zoo
+
+ROOT = Path(__file__).parents[1]
+TEXT = (ROOT / "docs/extending.md").read_text(encoding="utf-8")
+FILES = dict(re.findall(r"^`([\w/]+\.\w+)`\n\n```\w+\n(.*?)^```", TEXT, re.MULTILINE | re.DOTALL))
+(SCRIPT,) = re.findall(r"^```python\n(import zoo\n.*?)^```", TEXT, re.MULTILINE | re.DOTALL)
+PARTS = {"fusion": "weighted_sum", "encoder": "colour_grid", "data": "question_pairs"}
+
+
+def write(folder):
+    for name, content in FILES.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(content)
+    (folder / "my_parts/__init__.py").write_text("")
+    (folder / "data").mkdir()
+    pairs = [{"question": f"what is {i}", "answer": f"{i} is a number"} for i in range(60)]
+    (folder / "data/questions.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+
+
+@pytest.fixture
+def parts(tmp_path, monkeypatch, own_registry):
+    """The files of the page in the current folder, their parts registered as a notebook would."""
+    write(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    yield [importlib.import_module(f"my_parts.{stem}") for stem in PARTS.values()]
+    for name in [m for m in sys.modules if m.partition(".")[0] == "my_parts"]:
+        del sys.modules[name]
+
+
+def test_the_files_were_found():
+    assert set(FILES) == {"pyproject.toml", "questions.yaml", *(f"my_parts/{stem}.py" for stem in PARTS.values())}
+
+
+def test_the_parts_are_known(parts):
+    for kind, stem in PARTS.items():
+        assert stem in zoo.names(kind)
+        assert zoo.info(stem)["summary"].endswith(".")
+
+
+def test_fusion_and_encoder_train(parts, capsys):
+    exec(SCRIPT, {})
+    assert capsys.readouterr().out == f"{torch.Size([2])}\n"
+
+
+def test_the_data_set_trains(parts):
+    outcome = zoo.run("questions.yaml", data_root="data")
+    assert outcome.metrics["data"] == {"pairs": 60}
+    assert 0 <= outcome.recall <= 1
+
+
+@pytest.mark.parametrize("change, says", [(Path.unlink, "no file data"), (lambda p: p.write_text('{"question": ""}\n'), "line 1 lacks")])
+def test_the_data_set_says_what_is_wrong(parts, change, says):
+    change(Path("data/questions.jsonl"))
+    with pytest.raises(zoo.ZooError, match=says):
+        zoo.run("questions.yaml", data_root="data")
+
+
+@pytest.mark.slow
+def test_installed_as_a_plug_in_they_are_found_and_fulfil_the_contract(tmp_path):
+    source, site = tmp_path / "source", tmp_path / "site"
+    source.mkdir()
+    write(source)
+    pip = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--disable-pip-version-check",
+        "--no-index",
+        "--no-deps",
+        "--no-build-isolation",
+    ]
+    call([*pip, "--target", str(site), str(source)], cwd=tmp_path)
+    environment = {**os.environ, "PYTHONPATH": str(site)}
+    listed = call([sys.executable, "-m", "zoo", "list", "fusions"], cwd=ROOT, env=environment)
+    assert "weighted_sum" in listed.split()
+    contract = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/test_contracts_fusion.py", "-k", "weighted_sum"]
+    said = call(contract, cwd=ROOT, env=environment)
+    assert int(re.search(r"(\d+) passed", said)[1]) > 20
+
+
+def call(command, **keywords):
+    done = subprocess.run(command, capture_output=True, text=True, check=False, **keywords)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
