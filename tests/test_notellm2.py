@@ -59,6 +59,14 @@ def build(fusion=("micl", "gated_late"), *, trained=True, **given):
     return model.eval()
 
 
+def build_alike(model, **given):
+    """Other settings, the same weights."""
+    other = zoo.build(**{**model.spec, **given}).eval()
+    other.load_state_dict(model.state_dict())
+    other.backbone.trained = True
+    return other
+
+
 def batch_of(model, rows):
     return RowCollate(model.processor)(rows)
 
@@ -158,6 +166,15 @@ class TestWhatAnEmbeddingSees:
         for name, x in model(batch).embeddings.items():
             there = again.present[name]
             assert torch.equal(again.embeddings[name][there], x[there])
+
+    def test_zeros_for_what_is_absent_stand_in_the_prompt(self):
+        model = build(absent="zeros")
+        out = model(batch_of(model, [NOTE, {"title": "a"}, {"image": RED}]))
+        assert out.tokens["image"].mask.all()
+        assert all(there.all() for there in out.present.values())
+        x = model.encode([{"title": "a"}, {"image": RED}, {"image": RED, "title": "", "content": None}])
+        np.testing.assert_allclose(x[1], x[2], **CLOSE)
+        assert not np.allclose(x[0], build_alike(model, absent="skip").encode([{"title": "a"}])[0], atol=1e-4)
 
     def test_several_images_are_all_seen(self):
         model = build("early", connector="linear")

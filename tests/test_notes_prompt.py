@@ -211,6 +211,19 @@ class TestPositions:
         read = out.inputs_embeds[0, [int(out.anchors["visual"]), int(out.anchors["note"])], 0]
         assert process.tokenizer.text(read.long()) == "““"
 
+    def test_without_a_token_for_the_word_the_quote_is_read_all_the_same(self):
+        process = processor("micl", {**LLAMA, "compressed": None})
+        text = process(FULL)["text"]
+        whole = process.tokenizer.text(text.values[1:]).replace("<IMG>", "I")
+        assert "“”。" in whole
+        assert int(text.extra["anchor.visual"]) - 1 == whole.index("“")
+
+    def test_text_between_special_tokens_is_tokenised_whole_and_the_suffix_alone(self):
+        process, pieces = processor("micl"), []
+        process.tokenizer.encode = lambda text: pieces.append(text) or [9]
+        process(FULL)
+        assert pieces == ['笔记：{"图片":"', '"}', SUFFIX, "”。笔记：" + TEXT, SUFFIX]
+
     def test_absent_anchors_are_minus_one(self):
         extra = processor("micl")({"title": "a"})["text"].extra
         assert int(extra["anchor.visual"]) == -1
