@@ -106,7 +106,10 @@ def mine(
     with tempfile.TemporaryDirectory(prefix="zoo_mine_", dir=scratch) as folder:
         con = duckdb.connect()
         try:
-            con.execute("set enable_progress_bar = false")
+            if _one(con, "select current_setting('enable_progress_bar')")[
+                0
+            ]:  # asked first: in Jupyter without ipywidgets it may not be set
+                con.execute("set enable_progress_bar = false")
             con.execute(f"set temp_directory = {literal(folder)}")
             if memory is not None:
                 _limit(con, memory)
