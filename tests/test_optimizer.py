@@ -29,9 +29,9 @@ def rates(module, optimizer, key="lr"):
 def test_the_longest_prefix_wins():
     module = house()
     groups = (
-        Group(prefix="model", lr=1.0),
-        Group(prefix="model.vision.stem", lr=3.0, weight_decay=0.0),
-        Group(prefix="model.vision", lr=2.0),
+        Group(prefix="late", lr=1.0),
+        Group(prefix="vision.stem", lr=3.0, weight_decay=0.0),
+        Group(prefix="vision", lr=2.0),
     )
     optimizer = make_optimizer(module, Optimizer(lr=9.0, weight_decay=0.5, groups=groups))
     found = rates(module, optimizer)
@@ -56,7 +56,7 @@ def test_without_groups_all_learn_alike():
 
 def test_a_group_may_stand_still():
     module = house()
-    optimizer = make_optimizer(module, Optimizer(lr=1.0, groups=(Group(prefix="model.late", lr=0.0),)))
+    optimizer = make_optimizer(module, Optimizer(lr=1.0, groups=(Group(prefix="late", lr=0.0),)))
     before = module["model"]["late"].weight.clone()
     sum(p.sum() for p in module.parameters()).backward()
     optimizer.step()
@@ -65,7 +65,7 @@ def test_a_group_may_stand_still():
 
 @pytest.mark.parametrize(
     "prefix, near",
-    [("model.visoin", "did you mean 'model.vision'"), ("objective", "(have: model)"), ("model.vision.ste", "model.vision.stem")],
+    [("visoin", "did you mean 'vision'"), ("objective", "(have: late, vision)"), ("vision.ste", "vision.stem")],
 )
 def test_an_unknown_prefix(prefix, near):
     with pytest.raises(ZooError, match="groups") as e:
@@ -76,9 +76,9 @@ def test_an_unknown_prefix(prefix, near):
 
 def test_a_group_of_what_is_frozen():
     module = house()
-    freeze_all(module, ["model.vision"])
-    with pytest.raises(ZooError, match=r"no trained module 'model.vision'|trained module.*'model.vision'"):
-        make_optimizer(module, Optimizer(groups=(Group(prefix="model.vision"),)))
+    freeze_all(module["model"], ["vision"])
+    with pytest.raises(ZooError, match="no trained module named 'vision'"):
+        make_optimizer(module, Optimizer(groups=(Group(prefix="vision"),)))
 
 
 def test_nothing_to_train():

@@ -384,7 +384,7 @@ def test_freezing_what_is_not_there(recipe, data):
 
 
 def test_a_group_of_its_own(recipe, data):
-    settings = recipe(optimizer__groups=[{"prefix": "model.vision", "lr": 0.0}, {"prefix": "objective", "lr": 0.1}])
+    settings = recipe(optimizer__groups=[{"prefix": "vision", "lr": 0.0}, {"prefix": "objective", "lr": 0.1}])
     before, after = weights_before(settings), train(settings, data=data).state_dict()
     assert all(torch.equal(before[k], after[k]) for k in before if k.startswith("vision."))
     scales = [line["scale"] for line in lines(settings.out)]

@@ -16,10 +16,12 @@ from zoo.recipe import Group, Optimizer
 def make_optimizer(module: nn.Module, settings: Optimizer) -> torch.optim.AdamW:
     """One group for every rate and decay that the settings name; the longest prefix wins.
 
+    Prefixes are written as in ``freeze:``, from the model on: ``vision``, ``backbone.model.layers``; or ``objective``.
+
     Raises:
         ZooError: If a prefix matches no parameter that is trained, or none is trained at all.
     """
-    trained = {n: p for n, p in module.named_parameters() if p.requires_grad}
+    trained = {n.removeprefix("model."): p for n, p in module.named_parameters() if p.requires_grad}
     if not trained:
         raise ZooError("nothing to train: every parameter is frozen")
     groups = sorted(settings.groups, key=lambda g: -len(g.prefix))

@@ -29,7 +29,7 @@ class Group:
     """Parameters that learn at a rate or with a decay of their own.
 
     Attributes:
-        prefix: Of module names: ``model.vision``, ``objective``; the longest prefix wins, one that matches nothing is an error.
+        prefix: Of module names, as in ``freeze``: ``vision``, ``connector``; or ``objective``; the longest prefix wins, one that matches nothing is an error.
         lr: Peak; None: the optimizer's.
         weight_decay: None: the optimizer's.
     """
@@ -152,7 +152,7 @@ class Recipe:
         evaluate: What is measured.
         baselines: What the model is compared with: a classic one by name, or an arm, trained from this recipe under dotted overrides:
             ``{"early fusion": {"model.fusion": "early"}}``.
-        freeze: Module prefixes that are not trained.
+        freeze: Modules that are not trained, by name: ``vision``, ``backbone.model.layers.0``.
         floor: ``{"recall@10": 0.2}``: below this the run has failed; under the protocol of ``evaluate.main``.
         seed: Of the weights, of the order of the data, and of all that is drawn.
         out: The run folder.

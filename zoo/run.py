@@ -221,7 +221,7 @@ def _written(recipe: Recipe, name: str, data: PairData, arms: Mapping[str, Arm])
         "main": {"arm": name, "protocol": main.protocol, "subset": "all", "input": "both", "k": main.k},
         "verdict": line,
         "comparisons": [c._asdict() for c in comparisons],
-        "data": dict(data.statistics),
+        "data": {**data.statistics, "broken_images": list(data.broken)},
         "machine": machine() | {"seed": recipe.seed},
     }
     write_json(recipe.out / "metrics.json", metrics)
