@@ -131,14 +131,16 @@ def check_questions(recipe: Recipe, data: PairData) -> None:
 def measure_model(model: nn.Module, data: PairData, recipe: Recipe) -> tuple[list[Metric], np.ndarray]:
     """Every metric that the recipe asks for, and the vectors (N, D) of all items with both modalities shown.
 
-    An input of which the model sees nothing on any item, images for a model without eyes, has no metric.
+    An input of which the model sees nothing on any item, images for a model without eyes, has no metric, nor has one that hides nothing
+    from it: text for the same model.
     """
     metrics: list[Metric] = []
     vectors: dict[Input, np.ndarray] = {}
     inputs: tuple[Input, ...] = ("both", *recipe.evaluate.inputs)
     for shown in dict.fromkeys(inputs):
         vectors[shown] = embed(model, Shown(data.notes, shown), batch_size=recipe.evaluate.batch_size)
-        if vectors[shown].any():
+        same = shown != "both" and np.array_equal(vectors[shown], vectors["both"])
+        if vectors[shown].any() and not same:
             metrics += _measure(embedding_scorer(vectors[shown]), data, recipe, shown)
     return metrics, vectors["both"]
 
