@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
-.PHONY: venv demo test test-slow test-gpu lint format types bench clean
+.PHONY: venv demo test test-slow lint format types clean
 
 venv: $(STAMP)
 
@@ -26,9 +26,6 @@ test: $(STAMP)
 test-slow: $(STAMP)
 	$(PYTEST) -m slow --benchmark-disable
 
-test-gpu: $(STAMP)
-	$(BIN)/python -m pytest -m gpu --benchmark-disable
-
 lint: $(STAMP)
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
@@ -39,9 +36,6 @@ format: $(STAMP)
 
 types: $(STAMP)
 	$(BIN)/mypy
-
-bench: $(STAMP)
-	OMP_NUM_THREADS=$(WORKERS) $(BIN)/python -m pytest benchmarks --benchmark-only
 
 clean:
 	rm -rf build dist runs *.egg-info .pytest_cache .mypy_cache .ruff_cache .benchmarks .hypothesis

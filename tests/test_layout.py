@@ -50,7 +50,7 @@ def test_the_door_has_no_other_names():
     assert python("-c", code) == "module 'zoo' has no attribute 'bild'"
 
 
-@pytest.mark.parametrize("folder", ["fusions", "kernels", "recipes", "tests", "benchmarks"])
+@pytest.mark.parametrize("folder", ["fusions", "kernels", "recipes", "tests"])
 def test_folders_outside_are_no_packages(folder):
     """A kernels/__init__.py in the current folder would be what transformers imports in the place of Hugging Face's."""
     assert (ROOT / folder).is_dir()

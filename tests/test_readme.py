@@ -35,6 +35,7 @@ def copy(tmp_path_factory):
 @pytest.fixture(scope="module")
 def environment():
     binaries = Path(sys.executable).parent
+    (binaries.parent / ".installed").touch()  # else make would install the copy, which is gone afterwards, in the place of the checkout
     return {**os.environ, "PATH": f"{binaries}{os.pathsep}{os.environ['PATH']}", "VENV": str(binaries.parent), "PYTHONWARNINGS": "default"}
 
 

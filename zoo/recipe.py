@@ -29,7 +29,8 @@ class Group:
     """Parameters that learn at a rate or with a decay of their own.
 
     Attributes:
-        prefix: Of module names, as in ``freeze``: ``vision``, ``connector``; or ``objective``; the longest prefix wins, one that matches nothing is an error.
+        prefix: Of module names, as in ``freeze``: ``vision``, ``connector``; or ``objective``. The longest prefix wins; one that
+            matches nothing is an error.
         lr: Peak; None: the optimizer's.
         weight_decay: None: the optimizer's.
     """

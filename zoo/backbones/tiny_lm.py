@@ -41,7 +41,8 @@ def make_tiny_lm(
         raise ZooError(f"tiny_lm: {tokenizer} need {chosen.vocab_size} rows: write vocab_size: {chosen.vocab_size} or more")
     config = LlamaConfig(
         hidden_size=dim,
-        intermediate_size=-(-dim * 8 // 3 // 64) * 64,  # a gated unit with as many weights as a plain one of 4 dim; odd sizes multiply at half the speed
+        # a gated unit with as many weights as a plain one of 4 dim; sizes that are no multiple of 64 multiply at half the speed
+        intermediate_size=-(-dim * 8 // 3 // 64) * 64,
         num_hidden_layers=layers,
         num_attention_heads=heads,
         num_key_value_heads=heads,
