@@ -180,6 +180,8 @@ class TestUsage:
             (["train", "notellm3"], "no such file, and no shipped recipe named 'notellm3'"),
             (["mine", "clicks.csv"], "no file clicks.csv: give a .parquet or .csv of clicks"),
             (["mine", "clicks.csv", "top"], "setting 'top': write key=value"),
+            (["mine", "clicks.csv", "top=[", "low"], "setting 'top=[':1: column"),
+            (["mine", "clicks.csv", "top=[", "low"], "setting 'low': write key=value"),
             (["mine", "clicks.csv", "tops=3"], "mine: tops: no keyword named 'tops'; did you mean 'top'?"),
             (["mine", "clicks.csv", "top=0", "low=x"], "mine: 2 faults"),
             (["report", "nowhere"], "nowhere holds no run: expected recipe.yaml, log.jsonl or metrics.json in it"),
@@ -218,6 +220,13 @@ class TestRun:
         code, out, _ = zoo("eval", finished[0], "evaluate.split=val", "--json")
         assert code == 0
         assert {r["subset"] for r in json.loads(out)} >= {"all"}
+
+    def test_eval_refuses_what_is_trained_in(self, zoo, finished):
+        code, out, err = zoo("eval", finished[0], "model.fusion=early", "optimizer.lr=7", "evalute.split=val")
+        assert (code, out) == (2, "")
+        assert "override 'model.fusion': no section to evaluate by named 'model' (have: data, evaluate, floor, seed)" in err
+        assert "override 'optimizer.lr': " in err
+        assert "named 'evalute'; did you mean 'evaluate'?" in err
 
     def test_eval_agrees_with_run(self, zoo, finished):
         records = json.loads((finished[0] / "metrics.json").read_text())["arms"]["tiny"]["records"]
@@ -446,6 +455,21 @@ class TestBadInput:
 
 def edit(path, change):
     path.write_text(change(path.read_text()))
+
+
+@pytest.mark.parametrize(
+    "command, says",
+    [
+        ("train", "zoo: interrupted; run the same command again to go on from the last checkpoint\n"),
+        ("eval", "zoo: interrupted\n"),
+    ],
+)
+def test_only_what_trains_can_be_gone_on_with(zoo, monkeypatch, command, says):
+    def interrupted():
+        raise SystemExit(cli.INTERRUPTED)
+
+    monkeypatch.setattr(cli, "app", interrupted)
+    assert zoo(command) == (130, "", says)
 
 
 @pytest.mark.slow

@@ -54,7 +54,7 @@ ROWS = [
 
 def build(fusion=("micl", "gated_late"), *, trained=True, **given):
     model = zoo.build("notellm2", **{**TINY, "fusion": list(fusion) if isinstance(fusion, tuple) else fusion, **given})
-    model.backbone.trained = trained
+    model.trained = trained
     return model.eval()
 
 
@@ -62,7 +62,7 @@ def build_alike(model, **given):
     """Other settings, the same weights."""
     other = zoo.build(**{**model.spec, **given}).eval()
     other.load_state_dict(model.state_dict())
-    other.backbone.trained = True
+    other.trained = True
     return other
 
 
@@ -332,6 +332,10 @@ class TestEncode:
         with pytest.raises(ZooError, match=r"no embedding 'text' \(it gives: note, visual\)"):
             model.encode([NOTE], output="text")
 
+    def test_an_output_that_a_row_does_not_have(self):
+        with pytest.raises(ZooError, match="row 3, 4 has no embedding 'visual'"):
+            build(("micl",)).encode([NOTE, NOTE, NOTE, {"title": "a"}, {"title": "b"}], output="visual", batch_size=3)
+
     def test_lengths_stay_when_asked(self):
         model = build()
         raw = model.encode(ROWS, normalize=False)
@@ -349,9 +353,10 @@ class TestEncode:
             ("micl", {"title": "a"}, r"a list of rows, not a dict: write encode\(\[\{\.\.\.\}\]\)"),
             ("micl", "a", "a list of rows, not a str"),
             ("micl", ({"title": "a"} for _ in range(2)), "a list of rows, not a generator"),
+            ("micl", {1: {"title": "a"}}.values(), "a list of rows, not a dict_values"),
             ("micl", ["a"], "row 0 is a str, not a dictionary"),
-            ("micl", [{"title": 3}], "title 3 is a int, not text"),
-            ("micl", [{"image": "nowhere.png"}], "nowhere.png"),
+            ("micl", [{"title": 3}], "row 0: title 3 is a int, not text"),
+            ("micl", [{"title": "a"}, {"image": "nowhere.png"}], "row 1: .*nowhere.png"),
             ("micl", [{"image": b"abc"}], "3 bytes that start with b'abc'"),
         ],
     )

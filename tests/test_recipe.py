@@ -198,7 +198,7 @@ class TestFaults:
             ":15: baselines.classic: 'bm52': input should be 'bm25' or 'popularity'",
             ":16: baselines.late.model.fusoin: no keyword named 'fusoin'; did you mean 'fusion'?",
             ":16: baselines.late.optimizer.lr: 'fast': input should be a valid number",
-            ":17: baselines.a/b: 'a/b' names a folder of the run: write it without a slash",
+            ":17: baselines.a/b: 'a/b' names a folder of the run: write a word, without a slash",
             ":18: floor.recall@10: 2: input should be less than or equal to 1",
             ":18: floor.recall@11: no metric named 'recall@11'; did you mean 'recall@10'? (have: recall@10, recall@100)",
             ":19: qqq: no keyword named 'qqq' (have: baselines, data, evaluate,",
@@ -254,6 +254,12 @@ class TestFaults:
 
     def test_an_arm_does_not_repeat_the_faults_of_its_recipe(self):
         assert message({**SMALL, "seed": -1, "baselines": {"x": {"model.dim": 2}}}).count("seed") == 1
+
+    @pytest.mark.parametrize("name", ["", ".", "..", "../x"])
+    def test_an_arm_that_is_no_folder_of_the_run(self, name):
+        assert f"{name!r} names a folder of the run: write a word, without a slash" in message(
+            {**SMALL, "baselines": {name: {"model.dim": 2}}}
+        )
 
     def test_an_arm_that_does_not_fit(self):
         said = message({**SMALL, "baselines": {"x": {"model.fusion": "fake_order", "seed.x": 1}}}, "seed=1")

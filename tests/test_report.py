@@ -16,7 +16,7 @@ from PIL import Image
 
 from zoo.errors import ZooError
 from zoo.files import write_json, write_text
-from zoo.report import examples, report
+from zoo.report import _logs, examples, report
 
 NASTY = "<script>alert('title')</script> \" onerror=\"x"
 
@@ -35,7 +35,7 @@ def metrics() -> dict[str, Any]:
         },
         "main": {"arm": "notellm2", "protocol": "multi", "subset": "all", "input": "both", "k": 10},
         "verdict": "VERDICT: WIN | recall@10=0.310 | baseline bm25=0.240 | difference=+0.070 [+0.055, +0.087]",
-        "comparisons": [{"arm": "notellm2", "baseline": "bm25", "mean": 0.07, "low": 0.055, "high": 0.087}],
+        "comparisons": [{"arm": "notellm2", "baseline": "bm25", "mean": 0.07, "low": 0.055, "high": 0.087, "outcome": "WIN"}],
         "data": {"notes": 3659, "clicks": {"users": 4334}, "broken": [f"B{i}" for i in range(25)], "name": NASTY},
         "machine": {"cpu": "two cores", "bf16": False, "memory_gb": 7.75},
     }
@@ -58,7 +58,7 @@ def run(tmp_path: Path) -> Path:
     write_json(folder / "examples.json", [{"query": {"title": NASTY, "text": NASTY, "image": png("blue")}, "neighbours": neighbours}])
     lines = [{"step": s, "loss": 5 / (s + 1), "lr": 1e-4} for s in range(60)] + [{"step": 60, "event": "checkpoint"}]
     write_text(folder / "log.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
-    write_text(folder / "arms" / "base" / "log.jsonl", '{"step": 1, "loss": 2.0}\n')
+    write_text(folder / "arms" / "bm25" / "log.jsonl", '{"step": 1, "loss": 2.0}\n')
     write_text(folder / "recipe.yaml", "model: notellm2  # <b>recipe</b>\n")
     return folder
 
@@ -112,6 +112,12 @@ def test_titles_are_text_and_never_markup(run: Path) -> None:
     found = page(run)
     assert found.text.count(NASTY) == 4  # the query's title and text, a neighbour, a statistic
     assert not any("onerror" in attributes for _, attributes in found.tags)
+
+
+def test_losses_are_those_of_the_arms_that_were_measured(run: Path) -> None:
+    write_text(run / "arms" / "of an earlier recipe" / "log.jsonl", '{"step": 1, "loss": 2.0}\n')
+    assert list(_logs(run, metrics())) == ["notellm2", "bm25"]
+    assert list(_logs(run, {})) == ["model", "bm25", "of an earlier recipe"]
 
 
 def test_plots_lie_beside_the_page(run: Path) -> None:

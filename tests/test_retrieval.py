@@ -229,6 +229,8 @@ def test_verdict_against_the_best_baseline() -> None:
     )
     assert compare("popularity", ["bm25"], hits)[0].outcome == "REGRESSION"
     assert compare("bm25", ["bm25"], hits)[0].outcome == "MARGINAL"
+    for queries, outcome in ((19, "UNDECIDED"), (20, "WIN")):
+        assert compare("model", ["none"], {"model": np.ones(queries), "none": np.zeros(queries)})[0].outcome == outcome
     with pytest.raises(ZooError, match="a verdict needs a baseline"):
         verdict(10, [])
     with pytest.raises(ZooError, match="no system with hits named 'bm52'; did you mean 'bm25'"):

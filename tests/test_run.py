@@ -125,11 +125,24 @@ class TestArms:
         weights = (outcome.folder / "model.safetensors").read_bytes()
         log = (outcome.folder / "log.jsonl").read_text()
         again = zoo.run(TINY, baselines=BASELINES, out=outcome.folder)
+        assert again.metrics["arms"]["tiny"]["seconds"] == round(json.loads(log.splitlines()[-1])["seconds"], 1)
         assert (outcome.folder / "model.safetensors").read_bytes() == weights
         assert (outcome.folder / "log.jsonl").read_text() == log
         assert records(again, "tiny") == records(outcome, "tiny")
         assert records(again, "image only") == records(outcome, "image only")
         assert again.missed == []
+
+    @pytest.mark.parametrize(
+        "override, says",
+        [
+            ({"evaluate.split": "val"}, "baselines.other: it changes 'evaluate', and arms are compared on the same queries"),
+            ({"data.seed": 7}, "baselines.other: its 'data' has other notes, pairs or candidates in split 'test'"),
+        ],
+    )
+    def test_an_arm_that_answers_other_questions(self, tmp_path, override, says):
+        with pytest.raises(zoo.ZooError, match=says):
+            zoo.run(TINY, baselines={"other": override}, out=tmp_path / "run")
+        assert list(tmp_path.iterdir()) == []
 
     def test_an_arm_with_the_name_of_the_run(self, tmp_path):
         with pytest.raises(zoo.ZooError, match="'bm25' is the name of the run folder, and so of the model itself; rename one"):
@@ -139,32 +152,37 @@ class TestArms:
 
 class TestEvaluate:
     def test_a_folder_gives_what_the_run_gave(self, outcome, data):
-        metrics = zoo.evaluate(outcome.folder, data=data)
+        metrics = zoo.evaluate(outcome.folder, loaded=data)
         assert [m.record() for m in metrics] == records(outcome, "tiny")
 
     def test_a_model_needs_its_recipe(self, outcome, data):
         model = zoo.load(outcome.folder)
         with pytest.raises(zoo.ZooError, match=r"write|needs the recipe that names the data"):
             zoo.evaluate(model)
-        metrics = zoo.evaluate(model, recipe=TINY, data=data, evaluate__inputs=["both"], evaluate__k=[10], evaluate__subsets=False)
+        metrics = zoo.evaluate(model, recipe=TINY, loaded=data, evaluate__inputs=["both"], evaluate__k=[10], evaluate__subsets=False)
         assert [(m.protocol, m.subset, m.input, m.k) for m in metrics] == [(p, "all", "both", 10) for p in ("one_target", "multi")]
 
     def test_floors_speak_of_the_headline(self, outcome, data):
         recipe = load_recipe(TINY, floor={"recall@5": 0.999})
-        metrics = zoo.evaluate(outcome.folder, data=data)
+        metrics = zoo.evaluate(outcome.folder, loaded=data)
         assert missed_floors(recipe, metrics)[0].startswith("recall@5 is 0.")
         assert missed_floors(load_recipe(TINY), metrics) == []
 
     @pytest.mark.parametrize(
         "override, says",
         [
+            ({"model__fusion": "early"}, "no section to evaluate by named 'model'"),
             ({"evaluate__split": "tset"}, "no split named 'tset'"),
             ({"evaluate__k": [10, 4000]}, "k = 4000, but a query of one_target/all has"),
         ],
     )
     def test_questions_that_the_data_cannot_answer(self, outcome, data, override, says):
         with pytest.raises(zoo.ZooError, match=says):
-            zoo.evaluate(outcome.folder, data=data, **override)
+            zoo.evaluate(outcome.folder, loaded=data, **override)
+
+    def test_a_model_that_sees_nothing(self, outcome):
+        with pytest.raises(zoo.ZooError, match="this model sees nothing of any item"):
+            zoo.evaluate(outcome.folder / "arms/text only", data__inputs=["image"])
 
     def test_shown(self):
         rows = [{"id": 0, "title": "a", "topic": "b", "content": "c", "image": "d"}]
@@ -202,7 +220,7 @@ class TestOwnNotes:
     def test_end_to_end(self, root, tmp_path):
         data = {"name": "notes", "folder": "mine", "mine": {"low": 0, "window_days": None}, "val_from": 0.4, "test_from": 0.7}
         outcome = zoo.run(
-            TINY, data=data, data_root=root, out=tmp_path / "mine", evaluate__protocols=["multi"], evaluate__main={"protocol": "multi"}
+            TINY, loaded=data, data_root=root, out=tmp_path / "mine", evaluate__protocols=["multi"], evaluate__main={"protocol": "multi"}
         )
         assert outcome.metrics["data"]["images"] > 100
         assert outcome.verdict.endswith("no baselines in this recipe")

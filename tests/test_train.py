@@ -65,7 +65,7 @@ def whole(data, tmp_path_factory):
     def go(**overrides):
         if (key := repr(sorted(overrides.items()))) not in done:
             done[key] = written(tmp_path_factory.mktemp("whole") / "run", **overrides)
-            train(done[key], data=data)
+            train(done[key], loaded=data)
         return done[key].out
 
     return go
@@ -91,7 +91,7 @@ def killed(monkeypatch):
         with monkeypatch.context() as patch:
             patch.setattr(Updater, "_check_loss", counting)
             with pytest.raises(Killed):
-                train(recipe, data=data)
+                train(recipe, loaded=data)
         return recipe
 
     return go
@@ -127,14 +127,14 @@ def timeless(folder):
 
 
 def test_learns(recipe, data):
-    train(recipe(run__steps=24, optimizer__lr=3e-3, optimizer__decay="constant"), data=data)
+    train(recipe(run__steps=24, optimizer__lr=3e-3, optimizer__decay="constant"), loaded=data)
     losses = [line["loss"] for line in lines(recipe().out)]
     assert sum(losses[-4:]) < 0.7 * sum(losses[:4])
 
 
 def test_the_run_folder(recipe, data):
     settings = recipe(run__save_every=2, run__keep=2)
-    model = train(settings, data=data)
+    model = train(settings, loaded=data)
     out = settings.out
     assert {p.name for p in out.iterdir()} == {"recipe.yaml", "log.jsonl", "tensorboard", "checkpoints", "model.json", "model.safetensors"}
     assert [p.name for p in sorted((out / "checkpoints").iterdir())] == ["step_00000004", "step_00000006"]
@@ -151,7 +151,7 @@ def test_the_run_folder(recipe, data):
 def test_tensorboard_reads_along(recipe, data):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    train(recipe(run__steps=2), data=data)
+    train(recipe(run__steps=2), loaded=data)
     board = EventAccumulator(str(recipe().out / "tensorboard")).Reload()
     assert {"loss", "lr", "grad_norm"} <= set(board.Tags()["scalars"])
     assert [(e.step, e.value) for e in board.Scalars("loss")] == [(x["step"], pytest.approx(x["loss"])) for x in lines(recipe().out)]
@@ -164,21 +164,21 @@ def test_the_recipe_is_there_before_the_first_step(recipe, data, killed):
 
 
 def test_epochs_count_the_batches(recipe, data):
-    train(recipe(run__steps=None, run__epochs=1.5), data=data)
+    train(recipe(run__steps=None, run__epochs=1.5), loaded=data)
     assert len(lines(recipe().out)) == BATCHES * 1.5
-    train(recipe("accumulated", run__steps=None, run__epochs=1.5, run__accumulate=4), data=data)
+    train(recipe("accumulated", run__steps=None, run__epochs=1.5, run__accumulate=4), loaded=data)
     assert len(lines(recipe("accumulated").out)) == 2  # the last one reaches into the next epoch
 
 
 def test_the_same_recipe_gives_the_same_weights(recipe, data, whole):
-    train(recipe(), data=data)
+    train(recipe(), loaded=data)
     assert_same(whole(), recipe().out)
     assert timeless(whole()) == timeless(recipe().out)
 
 
 def test_the_seed_decides(recipe, data):
     for seed in (0, 1):
-        train(recipe(str(seed), seed=seed, run__steps=1), data=data)
+        train(recipe(str(seed), seed=seed, run__steps=1), loaded=data)
     assert lines(recipe("0").out)[0]["loss"] != lines(recipe("1").out)[0]["loss"]
 
 
@@ -202,7 +202,7 @@ def test_an_interruption_changes_nothing(recipe, data, whole, killed, overrides,
     accumulate = overrides.get("run__accumulate", 1)
     settings = recipe(run__save_every=1, **overrides)
     killed(settings, data, batches=(after + 1) * accumulate - 1)  # before the last of a step's batches
-    train(settings, data=data)
+    train(settings, loaded=data)
     assert_same(whole(**overrides), settings.out)
     assert timeless(whole(**overrides)) == timeless(settings.out)
 
@@ -211,7 +211,7 @@ def test_steps_since_the_last_checkpoint_are_done_again_and_logged_once(recipe, 
     settings = killed(recipe(model__connector=QFORMER, run__save_every=3), data, batches=5)
     with (settings.out / "log.jsonl").open("a") as log:
         log.write('{"step": 6, "epo')  # killed while it wrote
-    train(settings, data=data)
+    train(settings, loaded=data)
     assert_same(whole(model__connector=QFORMER), settings.out)
     assert timeless(whole(model__connector=QFORMER)) == timeless(settings.out)
     assert [line["seconds"] for line in lines(settings.out)] == sorted(line["seconds"] for line in lines(settings.out))
@@ -219,37 +219,54 @@ def test_steps_since_the_last_checkpoint_are_done_again_and_logged_once(recipe, 
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_workers_change_nothing(recipe, data, whole, workers):
-    train(recipe(model__connector=QFORMER, run__workers=workers), data=data)
+    train(recipe(model__connector=QFORMER, run__workers=workers), loaded=data)
     assert_same(whole(model__connector=QFORMER), recipe().out)
 
 
 def test_what_does_not_decide_the_weights_may_change(recipe, data, whole, killed):
     settings = killed(recipe(run__save_every=2), data, batches=3)
-    train(recipe(run__save_every=3, run__workers=1, run__keep=1, run__log_every=2, evaluate__bootstrap=0), data=data)
+    train(recipe(run__save_every=3, run__workers=1, run__keep=1, run__log_every=2, evaluate__bootstrap=0), loaded=data)
     assert_same(whole(), settings.out)
 
 
 def test_a_finished_run_is_not_trained_again(recipe, data, monkeypatch):
-    train(recipe(), data=data)
+    train(recipe(), loaded=data)
     before = left(recipe().out)
     with monkeypatch.context() as patch:
         patch.setattr(Updater, "__call__", None)
-        model = train(recipe(), data=data)
+        model = train(recipe(), loaded=data)
     assert all(torch.equal(v, before[1][k]) for k, v in model.state_dict().items())
     assert len(lines(recipe().out)) == 6
 
 
 def test_fresh_starts_over(recipe, data):
-    train(recipe(), data=data)
+    train(recipe(), loaded=data)
     (recipe().out / "metrics.json").write_text("{}")
     (recipe().out / "mine.txt").write_text("the user's own")
     settings = recipe(run__steps=2, optimizer__lr=1e-2)
-    train(settings, data=data, fresh=True)
+    train(settings, loaded=data, fresh=True)
     assert [line["step"] for line in lines(settings.out)] == [1, 2]
     assert [p.name for p in (settings.out / "checkpoints").iterdir()] == ["step_00000002"]
     assert len(list((settings.out / "tensorboard").iterdir())) == 1
     assert not (settings.out / "metrics.json").exists()
     assert (settings.out / "mine.txt").exists()
+
+
+def test_a_model_of_another_recipe_is_not_overwritten(recipe, data):
+    train(recipe(run__steps=1), loaded=data)
+    shutil.rmtree(recipe().out / "checkpoints")
+    with pytest.raises(ZooError, match=r"the model in .* belongs to another run") as e:
+        train(recipe(run__steps=1, optimizer__lr=0.5), loaded=data)
+    assert "recipe.optimizer.lr: 0.001 there, 0.5 here" in str(e.value)
+    train(recipe(run__steps=1), loaded=data)
+    train(recipe(run__steps=1, optimizer__lr=0.5), loaded=data, fresh=True)
+
+
+def test_a_model_that_sees_nothing_is_not_trained(recipe):
+    settings = recipe(model__fusion="text_only", data__inputs=["image"])
+    with pytest.raises(ZooError, match="this model looks at title, topic, content, and no training row shows any of it"):
+        train(settings)
+    assert not settings.out.exists()
 
 
 # Checkpoints that cannot be gone on from
@@ -262,7 +279,7 @@ def stopped(recipe, data, killed):
 
 def test_another_recipe(stopped, recipe, data):
     with pytest.raises(ZooError, match="belongs to another run") as e:
-        train(recipe(run__save_every=2, optimizer__lr=0.5, run__batch_size=6), data=data)
+        train(recipe(run__save_every=2, optimizer__lr=0.5, run__batch_size=6), loaded=data)
     assert "recipe.optimizer.lr: 0.001 there, 0.5 here" in str(e.value)
     assert "recipe.run.batch_size: 20 there, 6 here" in str(e.value)
     assert "--fresh" in str(e.value)
@@ -278,14 +295,14 @@ def test_other_data(stopped, data):
             return getattr(data, name)
 
     with pytest.raises(ZooError, match=f"data: '{data.fingerprint}' there, 'other' here"):
-        train(stopped, data=Other())
+        train(stopped, loaded=Other())
 
 
 def test_another_number_of_processes(stopped, data):
     manifest = stopped.out / "checkpoints/step_00000004/manifest.json"
     manifest.write_text(manifest.read_text().replace('"processes": 1', '"processes": 8'))
     with pytest.raises(ZooError, match="processes: 8 there, 1 here"):
-        train(stopped, data=data)
+        train(stopped, loaded=data)
 
 
 @pytest.mark.parametrize("name", ["step.safetensors", "training.pt"])
@@ -296,7 +313,7 @@ def test_a_damaged_checkpoint(stopped, data, name, how):
     if how == "gone":
         file.unlink()
     with pytest.raises(ZooError, match=f"is damaged: {name}") as e:
-        train(stopped, data=data)
+        train(stopped, loaded=data)
     assert f"remove {file.parent}" in str(e.value)
 
 
@@ -307,12 +324,12 @@ def test_a_checkpoint_without_manifest(stopped, data, text):
     if text is not None:
         manifest.write_text(text, encoding="latin-1")
     with pytest.raises(ZooError, match="no readable manifest"):
-        train(stopped, data=data)
+        train(stopped, loaded=data)
 
 
 def test_the_advice_for_a_damaged_checkpoint_works(stopped, data, whole):
     shutil.rmtree(stopped.out / "checkpoints/step_00000004")
-    train(stopped, data=data)
+    train(stopped, loaded=data)
     assert_same(whole(), stopped.out)
 
 
@@ -320,7 +337,7 @@ def test_what_a_killed_run_left_beside_is_ignored_and_removed(stopped, data):
     beside = stopped.out / "checkpoints/.step_00000006.tmp"
     beside.mkdir()
     (beside / "step.safetensors").write_text("half")
-    train(stopped, data=data)
+    train(stopped, loaded=data)
     assert [p.name for p in sorted((stopped.out / "checkpoints").iterdir())] == ["step_00000004", "step_00000006"]
 
 
@@ -333,9 +350,8 @@ def test_a_checkpoint_of_other_code(stopped, data, monkeypatch):
 
     init = PairInfonce.__init__
     monkeypatch.setattr(PairInfonce, "__init__", grown)
-    monkeypatch.setattr("zoo.registry.checked", lambda maker, given, where, lookup: given, raising=False)
     with pytest.raises(ZooError, match=r"(?s)written by other code.*objective\.more"):
-        train(stopped, data=data)
+        train(stopped, loaded=data)
 
 
 # What moves and what does not
@@ -349,7 +365,7 @@ def weights_before(recipe):
 @pytest.mark.parametrize("prefix", ["vision", "connector", "backbone.model.layers"])
 def test_what_is_frozen_moves_by_nothing(recipe, data, prefix):
     settings = recipe(freeze=[prefix], model__connector=QFORMER)
-    before, after = weights_before(settings), train(settings, data=data).state_dict()
+    before, after = weights_before(settings), train(settings, loaded=data).state_dict()
     moved = {k for k in before if not torch.equal(before[k], after[k])}
     assert moved
     assert not [k for k in moved if k.startswith(prefix)]
@@ -368,24 +384,24 @@ def test_what_is_frozen_does_not_drop_out(recipe, data, frozen, own_registry):
             assert model.backbone.training
             return loss
 
-    train(recipe(objective="watching", model__connector=QFORMER, freeze=["connector"] if frozen else [], run__steps=2), data=data)
+    train(recipe(objective="watching", model__connector=QFORMER, freeze=["connector"] if frozen else [], run__steps=2), loaded=data)
     assert set(states) == {not frozen}
 
 
 def test_the_vision_tower_is_frozen_unless_asked_for(recipe, data):
     settings = recipe(model__train_vision=False, run__steps=2)
-    before, after = weights_before(settings), train(settings, data=data).state_dict()
+    before, after = weights_before(settings), train(settings, loaded=data).state_dict()
     assert all(torch.equal(before[k], after[k]) for k in before if k.startswith("vision."))
 
 
 def test_freezing_what_is_not_there(recipe, data):
     with pytest.raises(ZooError, match=r"freeze: .*'visoin'.*did you mean 'vision'"):
-        train(recipe(freeze=["visoin"]), data=data)
+        train(recipe(freeze=["visoin"]), loaded=data)
 
 
 def test_a_group_of_its_own(recipe, data):
     settings = recipe(optimizer__groups=[{"prefix": "vision", "lr": 0.0}, {"prefix": "objective", "lr": 0.1}])
-    before, after = weights_before(settings), train(settings, data=data).state_dict()
+    before, after = weights_before(settings), train(settings, loaded=data).state_dict()
     assert all(torch.equal(before[k], after[k]) for k in before if k.startswith("vision."))
     scales = [line["scale"] for line in lines(settings.out)]
     assert max(abs(a / b - 1) for a, b in zip(scales[1:], scales, strict=False)) > 0.05
@@ -394,14 +410,14 @@ def test_a_group_of_its_own(recipe, data):
 
 def test_checkpointing_gradients_changes_no_number(recipe, data):
     for on in (False, True):
-        train(recipe(str(on), run__gradient_checkpointing=on, run__steps=3), data=data)
+        train(recipe(str(on), run__gradient_checkpointing=on, run__steps=3), loaded=data)
     for a, b in zip(timeless(recipe("False").out), timeless(recipe("True").out), strict=True):
         assert a == pytest.approx(b, rel=1e-6)
 
 
 def test_bf16_runs_and_is_near(recipe, data):
     for precision in ("no", "bf16"):
-        train(recipe(precision, run__precision=precision, run__steps=3), data=data)
+        train(recipe(precision, run__precision=precision, run__steps=3), loaded=data)
     exact, rough = ([line["loss"] for line in lines(recipe(p).out)] for p in ("no", "bf16"))
     assert rough != exact
     assert rough == pytest.approx(exact, rel=0.02)  # 8 bits of mantissa
@@ -410,8 +426,8 @@ def test_bf16_runs_and_is_near(recipe, data):
 
 def test_precision_of_one_run_does_not_leak_into_the_next(recipe, data, whole):
     expected = whole()
-    train(recipe("rough", run__steps=2, run__precision="bf16"), data=data)
-    train(recipe("second"), data=data)
+    train(recipe("rough", run__steps=2, run__precision="bf16"), loaded=data)
+    train(recipe("second"), loaded=data)
     assert_same(expected, recipe("second").out)
 
 
@@ -426,7 +442,7 @@ def test_accumulated_batches_are_averaged(recipe, data, own_registry):
             seen.append(float(loss.total.detach()))
             return loss
 
-    train(recipe(objective="counting", run__accumulate=3, run__steps=2), data=data)
+    train(recipe(objective="counting", run__accumulate=3, run__steps=2), loaded=data)
     assert len(seen) == 6
     assert [line["loss"] for line in lines(recipe().out)] == pytest.approx([sum(seen[:3]) / 3, sum(seen[3:]) / 3])
 
@@ -436,18 +452,18 @@ def test_accumulated_batches_are_averaged(recipe, data, own_registry):
 
 def test_pairs_that_fill_no_batch(recipe, data):
     with pytest.raises(ZooError, match=r"run.batch_size: \d+ training pairs do not fill one batch of 5000"):
-        train(recipe(run__batch_size=5000), data=data)
+        train(recipe(run__batch_size=5000), loaded=data)
 
 
 def test_a_device_that_is_not_there(recipe, data):
     wanted = "mps" if torch.cuda.is_available() else "cuda"
     with pytest.raises(ZooError, match=rf"run.device: this machine trains on '.*', not on '{wanted}'"):
-        train(recipe(run__device=wanted), data=data)
+        train(recipe(run__device=wanted), loaded=data)
 
 
 def test_fp16_on_a_cpu(recipe, data):
     with pytest.raises(ZooError, match="fp16 needs a GPU: write bf16"):
-        train(recipe(run__precision="fp16"), data=data)
+        train(recipe(run__precision="fp16"), loaded=data)
 
 
 @pytest.mark.parametrize("what", ["the loss", "the gradient"])
@@ -466,7 +482,7 @@ def test_numbers_that_are_none_stop_the_run(recipe, data, own_registry, what):
 
     settings = recipe(objective="souring", run__save_every=2)
     with pytest.raises(ZooError, match=f"{what} is nan in step 6") as e:
-        train(settings, data=data)
+        train(settings, loaded=data)
     assert "epoch 1, batch 1" in str(e.value)
     assert ("loss_note" if what == "the loss" else "objective.log_scale") in str(e.value)
     assert f"the last checkpoint is {settings.out / 'checkpoints/step_00000004'}" in str(e.value)
@@ -477,7 +493,7 @@ def test_numbers_that_are_none_stop_the_run(recipe, data, own_registry, what):
 
 def test_numbers_that_are_none_before_any_checkpoint(recipe, data):
     with pytest.raises(ZooError, match="no checkpoint was written yet"):
-        train(recipe(objective={"name": "pair_infonce", "log_scale": 1000.0}), data=data)
+        train(recipe(objective={"name": "pair_infonce", "log_scale": 1000.0}), loaded=data)
 
 
 # Schedules and objectives with a say in the update
@@ -558,7 +574,7 @@ def scheduled(recipe, name, **overrides):
 
 
 def test_a_schedule_of_two_phases(recipe, data, calls):
-    train(scheduled(recipe, "alternating", run__steps=2), data=data)
+    train(scheduled(recipe, "alternating", run__steps=2), loaded=data)
     batch = "phases, forward, before a, objective before, after a, objective after {}, "
     batch += "forward, before b, objective before, after b, objective after {}"
     assert ", ".join(calls) == ", ".join(["bind", batch.format(1, 2), batch.format(3, 4)])
@@ -569,15 +585,15 @@ def test_a_schedule_of_two_phases(recipe, data, calls):
 
 
 def test_a_schedule_that_merges(recipe, data, calls):
-    train(scheduled(recipe, "merging", run__steps=1), data=data)
+    train(scheduled(recipe, "merging", run__steps=1), loaded=data)
     assert ", ".join(calls) == "bind, phases, forward, forward, merge a+b, before b, objective before, after b, objective after 2"
     first = lines(recipe("merging").out)[0]
     assert first["a/loss"] == first["b/loss"]
 
 
 def test_merging_equal_gradients_is_ordinary_training(recipe, data, calls):
-    train(scheduled(recipe, "merging"), data=data)
-    train(recipe("joint", model__fusion=["early"], optimizer__max_grad_norm=0.01), data=data)
+    train(scheduled(recipe, "merging"), loaded=data)
+    train(recipe("joint", model__fusion=["early"], optimizer__max_grad_norm=0.01), loaded=data)
     merged, joint = (load_file(recipe(out).out / "model.safetensors") for out in ("merging", "joint"))
     assert all(torch.equal(merged[k], joint[k]) for k in joint)
 
@@ -585,19 +601,19 @@ def test_merging_equal_gradients_is_ordinary_training(recipe, data, calls):
 @pytest.mark.parametrize("name", ["alternating", "merging"])
 def test_several_phases_refuse_accumulation(recipe, data, calls, name):
     with pytest.raises(ZooError, match=r"run.accumulate: 2 .* write 1"):
-        train(scheduled(recipe, name, run__accumulate=2), data=data)
+        train(scheduled(recipe, name, run__accumulate=2), loaded=data)
 
 
 def test_an_objective_steps_once_for_all_accumulated_batches(recipe, data, calls):
     calls.append("accumulate")
-    train(recipe(objective="stepping", run__accumulate=3, run__steps=2), data=data)
+    train(recipe(objective="stepping", run__accumulate=3, run__steps=2), loaded=data)
     step = ["forward"] * 3 + ["objective before", "objective after {}"]
     assert calls == ["accumulate", "bind", *[c.format(3) for c in step], *[c.format(6) for c in step]]
 
 
 def test_an_objective_that_does_not_fit_is_refused_before_the_first_step(recipe, data):
     with pytest.raises(ZooError, match=r"pair_infonce.on: .*'nota'"):
-        train(recipe(objective={"name": "pair_infonce", "on": {"nota": 1.0}}), data=data)
+        train(recipe(objective={"name": "pair_infonce", "on": {"nota": 1.0}}), loaded=data)
     assert not (Path(recipe().out) / "log.jsonl").exists()
 
 
@@ -618,7 +634,7 @@ def test_buffers_of_an_objective_are_resumed(recipe, data, killed, own_registry)
         def after_step(self, model, state):
             self.queue.mul_(0.5).add_(state)
 
-    train(recipe("whole", objective="queueing"), data=data)
-    train(killed(recipe("parts", objective="queueing", run__save_every=2), data, batches=3), data=data)
+    train(recipe("whole", objective="queueing"), loaded=data)
+    train(killed(recipe("parts", objective="queueing", run__save_every=2), data, batches=3), loaded=data)
     assert_same(recipe("whole").out, recipe("parts").out)
     assert "queue" not in load_file(recipe("parts").out / "model.safetensors")

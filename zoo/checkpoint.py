@@ -84,7 +84,7 @@ def load_checkpoint(
         ZooError: If it belongs to another recipe, other data or other code.
     """
     manifest = _manifest(path)
-    _same_run(path, manifest["identity"], identity)
+    check_same_run(f"checkpoint {path}", manifest["identity"], identity)
     state = torch.load(path / FILES[1], weights_only=True, map_location="cpu")
     try:
         step.load_state_dict(load_file(path / FILES[0], device="cpu"))
@@ -107,14 +107,17 @@ def _manifest(path: Path) -> dict[str, Any]:
     return manifest
 
 
-def _same_run(path: Path, there: Mapping[str, Any], here: Mapping[str, Any]) -> None:
+def check_same_run(what: str, there: Mapping[str, Any], here: Mapping[str, Any]) -> None:
+    """Compare what decides the weights of ``what``, found in the run folder, with what decides them now.
+
+    Raises:
+        ZooError: Naming every difference.
+    """
     there, here = _flat(there), _flat(json.loads(json.dumps(here)))
     differ = [f"{k}: {there.get(k)!r} there, {here.get(k)!r} here" for k in sorted({*there, *here}) if there.get(k) != here.get(k)]
     if differ:
         raise ZooError(
-            f"checkpoint {path} belongs to another run:\n  "
-            + "\n  ".join(differ[:10])
-            + "\nwrite another out=..., or start over with --fresh"
+            f"{what} belongs to another run:\n  " + "\n  ".join(differ[:10]) + "\nwrite another out=..., or start over with --fresh"
         )
 
 

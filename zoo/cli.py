@@ -113,12 +113,15 @@ def mine(
     from zoo.registry import lookup
     from zoo.source import Source
 
-    given = {}
+    given, faults = {}, []
     for setting in settings or []:
         key, equals, value = setting.partition("=")
-        if not equals:
-            raise ZooError(f"setting {setting!r}: write key=value")
-        given[key] = Source.read(setting, value).values
+        source = Source.read(f"setting {setting!r}", value)
+        given[key] = source.values
+        faults += [source.report(source.faults)] if source.faults else []
+        faults += [] if equals else [f"{source.name}: write key=value"]
+    if faults:
+        raise ZooError("\n".join(faults))
     rule = Mine(**checked(Mine, given, "mine", lookup))
     _give(mine_file(clicks, out, rule, split=split, since=since, until=until, memory=memory), None)
 
@@ -164,11 +167,10 @@ def eval_(
     Overrides come last: zoo eval runs/demo evaluate.split=val
     """
     from zoo.hub import load
-    from zoo.recipe import load_recipe
-    from zoo.run import evaluate, missed_floors
+    from zoo.run import evaluate, evaluation, missed_floors
 
     model = load(folder)
-    settings = load_recipe(folder / "recipe.yaml", *(overrides or []))
+    settings = evaluation(folder / "recipe.yaml", *(overrides or []))
     metrics = evaluate(model, recipe=settings, data_root=_root(data))
     records = [m.record() for m in metrics]
     typer.echo(json.dumps(records, indent=1, default=str) if as_json else _table(records))
@@ -257,7 +259,8 @@ def main() -> None:
         _stop(str(e), 1)
     except SystemExit as e:
         if e.code == INTERRUPTED:
-            _stop("interrupted; run the same command again to go on from the last checkpoint", INTERRUPTED)
+            resumes = sys.argv[1:2] in (["train"], ["run"])
+            _stop("interrupted" + resumes * "; run the same command again to go on from the last checkpoint", INTERRUPTED)
         raise
 
 

@@ -52,7 +52,7 @@ class Optimizer:
         max_grad_norm: Gradients longer than this are scaled down to it; 0: off.
         warmup: Below 1 a share of the steps, from 1 on a number of steps.
         warmup_shape: ``log`` rises with the logarithm of the step from 0, as DeepSpeed's WarmupDecayLR does.
-        decay: From the peak to 0 at the last step, or not at all.
+        decay: From the peak to 0 after the last step, or not at all.
         groups: Exceptions by module prefix.
     """
 
@@ -76,7 +76,7 @@ class Run:
         epochs: Passes over the pairs, where ``steps`` is None.
         batch_size: Pairs per process.
         accumulate: Batches per optimizer step.
-        precision: Of the forward pass.
+        precision: Of the forward pass. A resumed fp16 run starts with a fresh loss scale, so it is not exactly the uninterrupted one.
         gradient_checkpointing: Compute activations again in the backward pass, to save memory.
         workers: Processes that load data; 0: none beside the main one. The result does not depend on it.
         buckets: Batches of pairs of like length.
@@ -309,8 +309,8 @@ def _check_arms(values: dict[str, Any], known: list[Fault]) -> list[Fault]:
     for name, overrides in baselines.items() if isinstance(baselines, dict) else ():
         if not isinstance(overrides, dict):
             continue  # a classic baseline, which the signature checks
-        if Path(name).name != name:
-            faults.append(Fault(("baselines", name), f"{name!r} names a folder of the run: write it without a slash"))
+        if name in ("", "..") or Path(name).name != name:
+            faults.append(Fault(("baselines", name), f"{name!r} names a folder of the run: write a word, without a slash"))
         source = _arm(values, name, overrides)
         found = source.faults + [f for f in _check(source.values)[1] if f not in known]
         for fault in found:

@@ -128,7 +128,8 @@ def _read_json(path: Path) -> Any:
 def _logs(folder: Path, metrics: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
     """By arm, the main one first, the log lines that hold a loss."""
     main = metrics.get("main", {}).get("arm", "model")
-    files = {main: folder / "log.jsonl"} | {p.parent.name: p for p in sorted(folder.glob("arms/*/log.jsonl"))}
+    arms = metrics["arms"] if "arms" in metrics else [p.name for p in sorted(folder.glob("arms/*"))]  # else: a run that is under way
+    files = {main: folder / "log.jsonl"} | {arm: folder / "arms" / arm / "log.jsonl" for arm in arms if arm != main}
     logs = {name: _losses(path) for name, path in files.items() if path.is_file()}
     return {name: lines for name, lines in logs.items() if lines}
 

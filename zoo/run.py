@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import platform
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from zoo.errors import ZooError
+from zoo.errors import ZooError, unknown
 from zoo.evaluate.baselines import bm25, popularity
 from zoo.evaluate.retrieval import Input, Metric, Scorer, embedding_scorer, measure, tasks
 from zoo.evaluate.verdict import compare, verdict
@@ -27,6 +27,7 @@ from zoo.train import train
 from zoo.types import PairData, Row
 
 logger = logging.getLogger("zoo.run")
+_MEASURED = ("evaluate", "data", "floor", "seed")
 _TEXT = ("title", "topic", "content")
 _CLASSIC = {"bm25": bm25, "popularity": popularity}
 
@@ -87,16 +88,16 @@ def embed(model: Any, notes: Sequence[Row], *, batch_size: int = 256, show_progr
 
 
 def evaluate(
-    run: str | Path | nn.Module, *, data: PairData | None = None, data_root: str | Path | None = None, recipe: Any = None, **keywords: Any
+    run: str | Path | nn.Module, *, loaded: PairData | None = None, data_root: str | Path | None = None, recipe: Any = None, **keywords: Any
 ) -> list[Metric]:
     """Recall of a trained model, as its recipe says.
 
     Args:
         run: A run folder, or a model together with ``recipe``.
-        data: A data set that is loaded already.
+        loaded: The recipe's data set, where it is loaded already.
         data_root: The folder that holds the folders of data sets.
         recipe: In the place of the run folder's own.
-        **keywords: Overrides of the recipe, ``evaluate__split="val"``.
+        **keywords: Overrides of what is measured, as in `evaluation`: ``evaluate__split="val"``.
 
     Returns:
         One `Metric` per protocol, subset, input and k.
@@ -107,10 +108,29 @@ def evaluate(
     if recipe is None and isinstance(run, nn.Module):
         raise ZooError("evaluate(model) needs the recipe that names the data: evaluate(model, recipe=...)")
     model = run if isinstance(run, nn.Module) else load(run)
-    settings = load_recipe(recipe if recipe is not None else Path(run) / "recipe.yaml", **keywords)  # type: ignore[arg-type]
-    data = load_data(settings, data_root) if data is None else data
+    settings = evaluation(recipe if recipe is not None else Path(run) / "recipe.yaml", **keywords)  # type: ignore[arg-type]
+    data = load_data(settings, data_root) if loaded is None else loaded
     check_questions(settings, data)
     return measure_model(model, data, settings)[0]
+
+
+def evaluation(recipe: Any, *overrides: str, **keywords: Any) -> Recipe:
+    """The recipe of a trained model, under overrides of what is measured.
+
+    Args:
+        recipe: A file, the name of a shipped recipe, a mapping or a `Recipe`.
+        *overrides: ``"evaluate.split=val"``; of ``evaluate``, ``data``, ``floor`` and ``seed``, the rest having gone into the weights.
+        **keywords: The same from Python, ``evaluate__split="val"``.
+
+    Raises:
+        ZooError: On an override of anything else, or a fault of the recipe.
+    """
+    keys = [override.partition("=")[0] for override in overrides] + [key.replace("__", ".") for key in keywords]
+    sections = {key: key.partition(".")[0] for key in keys}
+    faults = [f"override {k!r}: {unknown('section to evaluate by', s, _MEASURED)}" for k, s in sections.items() if s not in _MEASURED]
+    if faults:
+        raise ZooError("\n".join([*faults, "what a model was trained with stays as it is: train another one"]))
+    return load_recipe(recipe, *overrides, **keywords)
 
 
 def load_data(recipe: Recipe, data_root: str | Path | None = None) -> PairData:
@@ -140,6 +160,8 @@ def measure_model(model: nn.Module, data: PairData, recipe: Recipe) -> tuple[lis
     for shown in dict.fromkeys(inputs):
         vectors[shown] = embed(model, Shown(data.notes, shown), batch_size=recipe.evaluate.batch_size)
         same = shown != "both" and np.array_equal(vectors[shown], vectors["both"])
+        if shown == "both" and not vectors[shown].any():
+            raise ZooError("this model sees nothing of any item: give it data whose data.inputs it looks at")
         if vectors[shown].any() and not same:
             metrics += _measure(embedding_scorer(vectors[shown]), data, recipe, shown)
     return metrics, vectors["both"]
@@ -187,24 +209,47 @@ def run(recipe: Any, *overrides: str, data_root: str | Path | None = None, fresh
         raise ZooError(f"baselines: {name!r} is the name of the run folder, and so of the model itself; rename one")
     data = load_data(recipe, data_root)
     check_questions(recipe, data)
+    trained = {baseline: arm(recipe, baseline) for baseline, says in recipe.baselines.items() if not isinstance(says, str)}
+    seen = {baseline: data if own.data == recipe.data else load_data(own, data_root) for baseline, own in trained.items()}
+    for baseline, own in trained.items():
+        _check_arm(baseline, recipe, data, own, seen[baseline])
     arms = {name: _trained(recipe, data, fresh=fresh)}
     for baseline, says in recipe.baselines.items():
         if isinstance(says, str):
             arms[baseline] = Arm(_measure(_CLASSIC[says](data), data, recipe), 0, 0.0, None)
         else:
-            own = arm(recipe, baseline)
-            seen = data if own.data == recipe.data else load_data(own, data_root)
-            arms[baseline] = _trained(own, seen, fresh=fresh)
+            arms[baseline] = _trained(trained[baseline], seen[baseline], fresh=fresh)
     return _written(recipe, name, data, arms)
+
+
+def _check_arm(name: str, recipe: Recipe, data: PairData, own: Recipe, seen: PairData) -> None:
+    """Whether an arm answers the questions of its run: the verdict compares query by query."""
+    if own.evaluate != recipe.evaluate:
+        raise ZooError(
+            f"baselines.{name}: it changes 'evaluate', and arms are compared on the same queries: change it for the whole recipe"
+        )
+    split = recipe.evaluate.split
+    same = list(seen.note_ids) == list(data.note_ids) and all(
+        np.array_equal(a, b) for a, b in ((seen.pairs(split), data.pairs(split)), (seen.pool(split), data.pool(split)))
+    )
+    if not same:
+        raise ZooError(
+            f"baselines.{name}: its 'data' has other notes, pairs or candidates in split {split!r}, and arms are compared on the same "
+            "queries: change 'data' for the whole recipe, or only data.inputs"
+        )
 
 
 def _trained(recipe: Recipe, data: PairData, *, fresh: bool) -> Arm:
     """Train an arm and measure it, on the modalities that its own data shows."""
-    begin = time.perf_counter()
-    model = train(recipe, data=data, fresh=fresh)
-    seconds = time.perf_counter() - begin
+    model = train(recipe, loaded=data, fresh=fresh)
     metrics, vectors = measure_model(model, data, recipe)
-    return Arm(metrics, sum(p.numel() for p in model.parameters() if p.requires_grad), seconds, vectors)
+    return Arm(metrics, sum(p.numel() for p in model.parameters() if p.requires_grad), _seconds(recipe.out), vectors)
+
+
+def _seconds(folder: Path) -> float:
+    """Of the whole training, which may have been interrupted or done in an earlier call."""
+    lines = (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()
+    return float(json.loads(lines[-1])["seconds"]) if lines else 0.0
 
 
 def _written(recipe: Recipe, name: str, data: PairData, arms: Mapping[str, Arm]) -> Outcome:
@@ -222,7 +267,7 @@ def _written(recipe: Recipe, name: str, data: PairData, arms: Mapping[str, Arm])
         },
         "main": {"arm": name, "protocol": main.protocol, "subset": "all", "input": "both", "k": main.k},
         "verdict": line,
-        "comparisons": [c._asdict() for c in comparisons],
+        "comparisons": [{**c._asdict(), "outcome": c.outcome} for c in comparisons],
         "data": {**data.statistics, "broken_images": list(data.broken)},
         "machine": machine() | {"seed": recipe.seed},
     }

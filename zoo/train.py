@@ -9,13 +9,14 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import gather_object, send_to_device, set_seed
 from torch.utils.data import DataLoader, Dataset
 
-from zoo.checkpoint import Position, checkpoints, load_checkpoint, random_state, save_checkpoint
+from zoo.checkpoint import Position, check_same_run, checkpoints, load_checkpoint, random_state, save_checkpoint
 from zoo.collate import Known, PairCollate
 from zoo.config import split_spec
 from zoo.errors import ZooError
@@ -52,7 +53,7 @@ def train(
     recipe: str | Path | Mapping[str, Any] | Recipe,
     *overrides: str,
     data_root: str | Path | None = None,
-    data: PairData | None = None,
+    loaded: PairData | None = None,
     fresh: bool = False,
     **keywords: Any,
 ) -> Any:
@@ -65,7 +66,7 @@ def train(
         recipe: A file, the name of a shipped recipe, a mapping or a `Recipe`.
         *overrides: ``"optimizer.lr=3e-5"``.
         data_root: The folder that holds the folders of data sets.
-        data: A data set that is loaded already.
+        loaded: The recipe's data set, where it is loaded already.
         fresh: Throw away what the run folder holds of an earlier run.
         **keywords: Overrides from Python, ``optimizer__lr=3e-5``.
 
@@ -78,19 +79,21 @@ def train(
     recipe = load_recipe(recipe, *overrides, **keywords)
     if recipe.run.threads:
         torch.set_num_threads(recipe.run.threads)
-    if data is None:
-        data = make("data", recipe.data, Path(data_root) if data_root is not None else None)
+    data = make("data", recipe.data, Path(data_root) if data_root is not None else None) if loaded is None else loaded
     accelerator = make_accelerator(recipe)
     set_seed(recipe.seed)
     step = make_step(recipe)
     set_seed(recipe.seed, device_specific=True)  # the same weights everywhere, but each process drops out its own
     optimizer = make_optimizer(step, recipe.optimizer)
     order = make_order(recipe, data, accelerator)
+    _check_seen(step, data)
     steps = recipe.run.steps or math.ceil((recipe.run.epochs or 0) * len(order) / recipe.run.accumulate)
     identity = {"recipe": _identity(recipe), "data": data.fingerprint, "processes": accelerator.num_processes}
 
     folder = recipe.out / "checkpoints"
     position = Position()
+    if not fresh:
+        _check_folder(recipe)
     if accelerator.is_main_process:
         _prepare_folder(recipe, fresh)
     accelerator.wait_for_everyone()
@@ -118,7 +121,7 @@ def train(
                 random = gather_object([random_state()])
                 if accelerator.is_main_process:
                     save_checkpoint(folder, step, optimizer, position, identity, random, keep=recipe.run.keep)
-    step.model.backbone.trained = True
+    step.model.trained = True
     if accelerator.is_main_process:
         save(step.model, recipe.out)
     return step.model.eval()
@@ -197,6 +200,24 @@ def stream(recipe: Recipe, data: PairData, step: Step, order: BatchOrder, positi
             position.batch += 1
             yield send_to_device(batch, device)
         position.epoch, position.batch = position.epoch + 1, 0
+
+
+def _check_seen(step: Step, data: PairData) -> None:
+    """Whether there is anything to learn from; the walk ends at the first row that shows the model something."""
+    processor = step.model.processor
+    if not any(processor.sees(data.notes[int(i)]) for i in np.unique(data.pairs("train"))):
+        raise ZooError(
+            f"this model looks at {', '.join(processor.keys())}, and no training row shows any of it: "
+            "write another model.fusion, or other data.inputs"
+        )
+
+
+def _check_folder(recipe: Recipe) -> None:
+    """A finished model without checkpoints is not overwritten by one of another recipe."""
+    written = recipe.out / "recipe.yaml"
+    if (recipe.out / "model.json").is_file() and written.is_file() and not checkpoints(recipe.out / "checkpoints"):
+        there, here = _identity(load_recipe(written)), _identity(recipe)
+        check_same_run(f"the model in {recipe.out}", {"recipe": there}, {"recipe": here})
 
 
 def _identity(recipe: Recipe) -> dict[str, Any]:

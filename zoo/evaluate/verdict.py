@@ -10,7 +10,8 @@ import numpy as np
 from zoo.errors import ZooError, unknown
 from zoo.evaluate._bootstrap import paired_difference
 
-Outcome = Literal["WIN", "MARGINAL", "REGRESSION"]
+Outcome = Literal["WIN", "MARGINAL", "REGRESSION", "UNDECIDED"]
+ENOUGH = 20  # queries; of fewer, the resamples are too much alike for their interval to mean what it says
 
 
 class Comparison(NamedTuple):
@@ -23,10 +24,13 @@ class Comparison(NamedTuple):
     mean: float
     low: float
     high: float
+    queries: int
 
     @property
     def outcome(self) -> Outcome:
-        """WIN if the whole interval lies above 0, REGRESSION if it lies below, MARGINAL if it holds 0."""
+        """WIN if the whole interval lies above 0, REGRESSION if it lies below, MARGINAL if it holds 0; UNDECIDED below `ENOUGH` queries."""
+        if self.queries < ENOUGH:
+            return "UNDECIDED"
         return "WIN" if self.low > 0 else "REGRESSION" if self.high < 0 else "MARGINAL"
 
 
@@ -52,7 +56,7 @@ def compare(
     for baseline in baselines:
         mine, other = hits[arm], hits[baseline]
         difference = paired_difference(mine, other, resamples=resamples, seed=seed)
-        comparisons.append(Comparison(arm, baseline, float(mine.mean()), float(other.mean()), *difference))
+        comparisons.append(Comparison(arm, baseline, float(mine.mean()), float(other.mean()), *difference, len(mine)))
     return sorted(comparisons, key=lambda c: -c.baseline_recall)
 
 

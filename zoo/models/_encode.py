@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence, Sized
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch.nn import functional as F
 
-from zoo.collate import RowCollate
+from zoo.collate import RowCollate, Sample
 from zoo.errors import ZooError
-from zoo.types import Batch, Row
+from zoo.types import Batch, ModelOutput, Row
 
 
 @torch.no_grad()
@@ -30,24 +31,26 @@ def encode(model: Any, rows: Sequence[Row], *, output: str, batch_size: int, sho
         (N, D) float32.
 
     Raises:
-        ZooError: If the model gives no embedding of this name, or what stands in ``rows`` are no rows, or a row is empty.
+        ZooError: If the model gives no embedding of this name, or what stands in ``rows`` are no rows, or a row is empty, cannot be
+            read, or has no embedding of this name.
     """
     if output not in model.outputs:
         raise ZooError(f"this model gives no embedding {output!r} (it gives: {', '.join(model.outputs)})")
-    if isinstance(rows, Mapping | str) or not isinstance(rows, Sized):
+    if isinstance(rows, str) or not isinstance(rows, Sequence):
         raise ZooError(f"encode takes a list of rows, not a {type(rows).__name__}: write encode([{{...}}])")
     if batch_size < 1:
         raise ZooError(f"batch_size {batch_size} encodes nothing: write 1 or more")
     device = next(model.parameters()).device
-    collate, was_training = RowCollate(model.processor), model.training
+    was_training = model.training
     model.eval()
     vectors = []
     try:
         for start in progress(range(0, len(rows), batch_size), "encoding", show_progress):
             some = [rows[i] for i in range(start, min(start + batch_size, len(rows)))]
             _check_rows(model, some, start)
-            batch = to_device(collate(some), device)
-            vectors.append(model(batch).embeddings[output].float().cpu())
+            out = model(to_device(_batch(model, some, start), device))
+            _check_present(out, output, start)
+            vectors.append(out.embeddings[output].float().cpu())
     finally:
         model.train(was_training)
     if not vectors:
@@ -63,6 +66,26 @@ def _check_rows(model: Any, rows: Sequence[Row], start: int) -> None:
             raise ZooError(f"row {i} is a {type(row).__name__}, not a dictionary: write {{...}} with any of {keys}")
     if empty := [i for i, row in enumerate(rows, start) if not model.processor.sees(row)]:
         raise ZooError(f"this model sees nothing of row {', '.join(map(str, empty[:5]))}: give it at least one of {keys}")
+
+
+def _batch(model: Any, rows: Sequence[Row], start: int) -> Batch:
+    """The rows as a batch; what is wrong with one names it."""
+    numbers = itertools.count(start)
+
+    def process(row: Row) -> Sample:
+        number = next(numbers)
+        try:
+            return model.processor(row)
+        except ZooError as e:
+            raise ZooError(f"row {number}: {e}") from e
+
+    return RowCollate(process)(rows)
+
+
+def _check_present(out: ModelOutput, output: str, start: int) -> None:
+    if output in out.present and not out.present[output].all():
+        absent = [start + i for i in (~out.present[output]).nonzero().flatten().tolist()]
+        raise ZooError(f"row {', '.join(map(str, absent[:5]))} has no embedding {output!r}: nothing of what it is read from is there")
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
