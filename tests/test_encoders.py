@@ -30,7 +30,7 @@ from transformers import (
 )
 
 from zoo.collate import stack
-from zoo.encoders import clip_vit_b16
+from zoo.encoders import _open_clip, clip_vit_b16
 from zoo.encoders._hf_vision import HfVisionEncoder, family_processor, vision_model
 from zoo.encoders._image import MOST_PIXELS, ImageProcessor
 from zoo.errors import ZooError
@@ -152,6 +152,23 @@ def test_runs_in_bfloat16(name):
         out = built.bfloat16()(x)
     assert out.tokens.dtype == torch.bfloat16
     assert out.tokens.isfinite().all()
+
+
+def test_the_preprocessing_of_an_open_clip_tag_survives_without_its_weights(monkeypatch):
+    tag = open_clip.get_pretrained_cfg("ViT-B-16-SigLIP", "webli")
+
+    def tower(name, weights, image_size, device="cpu"):
+        visual = _open_clip.tower(name, None, image_size, device)
+        if weights == "webli":
+            visual.preprocess_cfg.update({k: tag[k] for k in ("mean", "std", "interpolation", "resize_mode")})
+        return visual
+
+    monkeypatch.setattr("zoo.encoders.open_clip.tower", tower)
+    built = make("encoder", "open_clip:tiny-test/webli")
+    assert built.processor.squash
+    assert built.processor.mean == (0.5, 0.5, 0.5)
+    again = make("encoder", "open_clip:tiny-test/webli", **built.portable())
+    assert again.processor.config() == built.processor.config()
 
 
 @every

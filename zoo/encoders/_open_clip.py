@@ -20,30 +20,31 @@ class OpenClipEncoder(nn.Module):
     Args:
         visual: The tower.
         name: For messages.
+        processor: Of its pixels.
         layer: The block that is read.
         keep_cls: Keep the class token.
         final_norm: Apply the last norm to what is read.
-        device: Where the weights of a rebuilt one are allocated; ``"meta"``: nowhere, they are assigned.
+        portable: What `portable` gives.
     """
 
     def __init__(
         self,
         visual: open_clip.transformer.VisionTransformer,
         name: str,
+        processor: ImageProcessor,
         *,
         layer: int,
         keep_cls: bool,
         final_norm: bool,
-        device: str | None = None,
+        portable: dict[str, Any],
     ) -> None:
         super().__init__()
-        self._rebuilt = {"pretrained": False} if device is None else {"pretrained": False, "device": device}
         last = depth_of(layer, len(visual.transformer.resblocks), name) - 1
         visual.prune_intermediate_layers([last], prune_norm=not final_norm, prune_head=True)
         visual.attn_pool = None  # CoCa's; it comes after what we read
         self.model, self._layer, self._keep_cls, self._norm = visual, last, keep_cls, final_norm
         self.dim: int = visual.conv1.out_channels
-        self.processor = _processor(visual.preprocess_cfg)
+        self.processor, self._portable = processor, portable
 
     def forward(self, x: ModalityInputs) -> Tokens:
         """Pixels (B, 3, H, W) to Tokens."""
@@ -61,7 +62,7 @@ class OpenClipEncoder(nn.Module):
 
     def portable(self) -> dict[str, Any]:
         """The settings that rebuild it without a network, for weights that come from elsewhere."""
-        return dict(self._rebuilt)
+        return dict(self._portable)
 
 
 def tower(name: str, weights: str | None, image_size: int | None, device: str = "cpu") -> open_clip.transformer.VisionTransformer:
@@ -85,8 +86,13 @@ def tower(name: str, weights: str | None, image_size: int | None, device: str = 
     return clip.visual
 
 
-def _processor(cfg: dict[str, Any]) -> ImageProcessor:
-    """The preprocessing that came with the weights."""
+def processor_of(visual: open_clip.transformer.VisionTransformer) -> ImageProcessor:
+    """The preprocessing that came with the weights.
+
+    Raises:
+        ZooError: If it pads images.
+    """
+    cfg: dict[str, Any] = visual.preprocess_cfg
     size = cfg["size"][0] if isinstance(cfg["size"], tuple | list) else cfg["size"]
     if cfg["resize_mode"] == "longest":
         raise ZooError("this model pads its images to a square, which the zoo's image processor does not do")

@@ -96,7 +96,12 @@ class HfTextEncoder(nn.Module):
         return dict(self._portable)
 
 
-@register("encoder", "hf", paper="Wolf et al., Transformers, 2020, https://arxiv.org/abs/1910.03771")
+@register(
+    "encoder",
+    "hf",
+    paper="Wolf et al., Transformers, 2020, https://arxiv.org/abs/1910.03771",
+    licence="of the weights that are loaded: see their card",
+)
 def make_hf(
     *,
     arch: str,

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
-from zoo.encoders._open_clip import OpenClipEncoder, tower
+from typing import Any
+
+from zoo.encoders._image import ImageProcessor
+from zoo.encoders._open_clip import OpenClipEncoder, processor_of, tower
 from zoo.registry import register
 
 
-@register("encoder", "open_clip", paper="Ilharco et al., OpenCLIP, 2021, https://github.com/mlfoundations/open_clip")
+@register(
+    "encoder",
+    "open_clip",
+    paper="Ilharco et al., OpenCLIP, 2021, https://github.com/mlfoundations/open_clip",
+    licence="MIT for the code; of the weights that are loaded: see their card",
+)
 def make_open_clip(
     *,
     arch: str,
@@ -15,6 +23,7 @@ def make_open_clip(
     keep_cls: bool = True,
     final_norm: bool = False,
     image_size: int | None = None,
+    processor: dict[str, Any] | None = None,
 ) -> OpenClipEncoder:
     """The vision tower of an open_clip model, read at one layer.
 
@@ -25,10 +34,13 @@ def make_open_clip(
         keep_cls: Keep the class token among the tokens; it is ``pooled`` either way.
         final_norm: Apply the last norm to what is read.
         image_size: Side of the input; None: the model's own.
+        processor: The arguments of its image processor, instead of those that come with the weights.
 
     Raises:
         ZooError: If open_clip has no such model, weights or layer, or they cannot be had.
     """
     name, _, tag = arch.partition("/")
     visual = tower(name, tag if pretrained and tag else None, image_size)
-    return OpenClipEncoder(visual, f"open_clip:{arch}", layer=layer, keep_cls=keep_cls, final_norm=final_norm)
+    pixels = ImageProcessor(**processor) if processor else processor_of(visual)
+    kept = {"pretrained": False, "processor": pixels.config()}  # without its weights a tag brings no preprocessing
+    return OpenClipEncoder(visual, f"open_clip:{arch}", pixels, layer=layer, keep_cls=keep_cls, final_norm=final_norm, portable=kept)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from typing import Literal
 
-from zoo.encoders._open_clip import OpenClipEncoder, tower
+from zoo.encoders._open_clip import OpenClipEncoder, processor_of, tower
 from zoo.errors import ZooError
 from zoo.registry import register
 
@@ -45,8 +45,16 @@ def make_open_clip_vit_bigg_14(
     if device == "cpu":
         if weights is None:
             raise ZooError(f"{size}, all random: write pretrained: true, device: meta, or a smaller encoder such as clip_vit_b16")
-        log.info(size)
+        log.warning(size)
     elif weights is not None:
         raise ZooError("device: meta holds no weights: write pretrained: false with it")
     visual = tower("ViT-bigG-14", weights, None, device)
-    return OpenClipEncoder(visual, "open_clip_vit_bigg_14", layer=layer, keep_cls=keep_cls, final_norm=final_norm, device="meta")
+    return OpenClipEncoder(
+        visual,
+        "open_clip_vit_bigg_14",
+        processor_of(visual),
+        layer=layer,
+        keep_cls=keep_cls,
+        final_norm=final_norm,
+        portable={"pretrained": False, "device": "meta"},
+    )

@@ -59,7 +59,12 @@ def _width(model: Any, layer: int) -> int:
     return int(model.feature_info[layer]["num_chs"])
 
 
-@register("encoder", "timm", paper="Wightman, PyTorch Image Models, 2019, https://github.com/huggingface/pytorch-image-models")
+@register(
+    "encoder",
+    "timm",
+    paper="Wightman, PyTorch Image Models, 2019, https://github.com/huggingface/pytorch-image-models",
+    licence="of the weights that are loaded: see their card",
+)
 def make_timm(
     *,
     arch: str,
