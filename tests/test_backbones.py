@@ -187,8 +187,21 @@ def test_memory_is_stated_before_it_is_taken(monkeypatch, caplog):
 
     monkeypatch.setattr(_decoder, "WORTH_SAYING", 1000)
     monkeypatch.setattr(_decoder, "_allocate", lambda *_: pytest.fail("said" if "GB of memory" in caplog.text else "allocated in silence"))
-    with caplog.at_level(logging.INFO, logger="zoo"), pytest.raises(pytest.fail.Exception, match="said"):
+    with caplog.at_level(logging.WARNING, logger="zoo"), pytest.raises(pytest.fail.Exception, match="said"):
         backbone("qwen")
+
+
+@pytest.mark.parametrize("name", ["qwen", "llama"])
+def test_a_model_that_is_only_looked_at_says_nothing(name, caplog):
+    make("backbone", name, device="meta")
+    assert not caplog.records
+
+
+def test_the_default_llama_needs_no_network_and_is_not_refused(monkeypatch):
+    from zoo.backbones import _decoder
+
+    monkeypatch.setattr(_decoder, "_randomise", lambda _: None)  # nothing touches the memory that is allocated
+    assert make("backbone", "llama").dim == 2048
 
 
 @pytest.mark.slow

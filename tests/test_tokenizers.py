@@ -108,10 +108,10 @@ def test_not_a_saved_tokenizer():
 
 
 def test_random_weights_read_bytes_and_say_so(caplog):
-    with caplog.at_level("INFO", logger="zoo"):
+    with caplog.at_level("WARNING", logger="zoo"):
         assert isinstance(choose("qwen tiny", None, None), ByteTokenizer)
     assert "qwen tiny has random weights: its texts are read as bytes" in caplog.text
     caplog.clear()
-    with caplog.at_level("INFO", logger="zoo"):
+    with caplog.at_level("WARNING", logger="zoo"):
         choose("qwen tiny", "bytes", None)
     assert not caplog.records

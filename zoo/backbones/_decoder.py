@@ -13,7 +13,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from zoo.backbones._tokenizers import PortableTokenizer
 from zoo.errors import ZooError
 
-MOST_RANDOM = 4_000_000_000  # bytes: larger random weights on a CPU are a mistake, most likely a forgotten ``pretrained``
+MOST_RANDOM = 4 * 2**30  # bytes: larger random weights on a CPU are a mistake, most likely a forgotten ``pretrained``
 WORTH_SAYING = 1_000_000_000
 Device = Literal["cpu", "meta"]
 Precision = Literal["float32", "bfloat16"]
@@ -142,7 +142,7 @@ def _state_memory(name: str, model: nn.Module, loaded: bool, device: Device) -> 
     if size > MOST_RANDOM and not loaded and device == "cpu":
         raise ZooError(f"{said}, all random: write pretrained: true (or a repository or folder), a smaller size, or device: meta")
     if size > WORTH_SAYING and device == "cpu":
-        log.info(said)
+        log.warning(said)
     return size > MOST_RANDOM
 
 

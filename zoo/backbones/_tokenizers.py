@@ -203,7 +203,12 @@ def named(name: str, roles: Mapping[str, int | None] | None = None) -> PortableT
 
 
 def choose(
-    model: str, given: str | Mapping[str, Any] | None, source: str | None, roles: Mapping[str, int | None] | None = None
+    model: str,
+    given: str | Mapping[str, Any] | None,
+    source: str | None,
+    roles: Mapping[str, int | None] | None = None,
+    *,
+    quiet: bool = False,
 ) -> PortableTokenizer:
     """The tokenizer of a language model: the one that was asked for, else that of its weights, else bytes.
 
@@ -212,6 +217,7 @@ def choose(
         given: What the user wrote: a name, a saved one, or nothing.
         source: Repository or folder whose tokenizer belongs to the weights; None for random ones.
         roles: Ids that its files do not name.
+        quiet: Leave that line out, for a model that is only looked at.
 
     Raises:
         ZooError: If it cannot be had.
@@ -220,7 +226,8 @@ def choose(
         return restored(given)
     if given is not None or source is not None:
         return named(str(given or source), roles)
-    log.info("%s has random weights: its texts are read as bytes (write tokenizer: a repository or folder, for its own)", model)
+    if not quiet:
+        log.warning("%s has random weights: its texts are read as bytes (write tokenizer: a repository or folder, for its own)", model)
     return ByteTokenizer()
 
 

@@ -22,10 +22,15 @@ _GEOMETRY: dict[str, tuple[int, ...]] = {
 _REPOSITORY = {"1.1b": "TinyLlama/TinyLlama_v1.1", "7b": "meta-llama/Llama-2-7b-hf"}
 
 
-@register("backbone", "llama", paper="Touvron et al., Llama 2, 2023, https://arxiv.org/abs/2307.09288", licence="Llama 2 Community License")
+@register(
+    "backbone",
+    "llama",
+    paper="Touvron et al., Llama 2, 2023, https://arxiv.org/abs/2307.09288",
+    licence="of the weights: Apache-2.0 (1.1b), Llama 2 Community License (7b); of others: see their card",
+)
 def make_llama(
     *,
-    size: Size = "7b",
+    size: Size = "1.1b",
     pretrained: bool | str = False,
     tokenizer: str | dict[str, Any] | None = None,
     config: dict[str, Any] | None = None,
@@ -36,7 +41,8 @@ def make_llama(
 
     Args:
         size: ``7b`` is Llama-2-7B; ``1.1b`` is TinyLlama (Zhang et al., 2024, https://arxiv.org/abs/2401.02385).
-        pretrained: Load the published weights of this size; or the repository or folder to load them from.
+        pretrained: Load the published weights of this size; or the repository or folder to load them from. The default builds
+            random weights and needs no network.
         tokenizer: ``bytes``, or a repository or folder; None: that of the weights, and bytes for random ones. A mapping is
             one that was saved along with weights.
         config: Settings of transformers' LlamaConfig, instead of those of ``size``.
@@ -44,7 +50,7 @@ def make_llama(
         device: ``meta`` allocates nothing.
 
     Raises:
-        ZooError: If ``tiny`` is wanted pretrained, weights or tokenizer cannot be had, or random ones would take over 4 GB.
+        ZooError: If ``tiny`` is wanted pretrained, weights or tokenizer cannot be had, or random ones would take over 4 GiB.
     """
     name = f"llama {size}"
     source = pretrained if isinstance(pretrained, str) else _REPOSITORY.get(size) if pretrained else None
@@ -56,4 +62,5 @@ def make_llama(
         "max_position_embeddings": 4096 if size == "7b" else 2048,
     }
     found = configuration(name, LlamaConfig, config, source, geometry)
-    return build(name, LlamaModel, found, choose(name, tokenizer, source), source=source, dtype=dtype, device=device)
+    words = choose(name, tokenizer, source, quiet=device == "meta")
+    return build(name, LlamaModel, found, words, source=source, dtype=dtype, device=device)

@@ -31,7 +31,12 @@ _REPOSITORY = {
 }
 
 
-@register("backbone", "qwen", paper="Qwen Team, Qwen2.5 technical report, 2024, https://arxiv.org/abs/2412.15115")
+@register(
+    "backbone",
+    "qwen",
+    paper="Qwen Team, Qwen2.5 technical report, 2024, https://arxiv.org/abs/2412.15115",
+    licence="of the weights: Apache-2.0 (0.5b, 1.5b, 7b), Tongyi Qianwen License Agreement (qwen1_7b_chat); of others: see their card",
+)
 def make_qwen(
     *,
     size: Size = "0.5b",
@@ -54,7 +59,7 @@ def make_qwen(
         device: ``meta`` allocates nothing.
 
     Raises:
-        ZooError: If ``tiny`` is wanted pretrained, weights or tokenizer cannot be had, or random ones would take over 4 GB.
+        ZooError: If ``tiny`` is wanted pretrained, weights or tokenizer cannot be had, or random ones would take over 4 GiB.
     """
     name = f"qwen {size}"
     source = pretrained if isinstance(pretrained, str) else _REPOSITORY.get(size) if pretrained else None
@@ -64,8 +69,9 @@ def make_qwen(
     geometry = {**dict(zip(_KEYS, _GEOMETRY[size], strict=True)), "rope_parameters": {"rope_type": "default", "rope_theta": theta}}
     if size == "qwen1_7b_chat":  # neither its configuration nor its weights nor its tokenizer are in transformers' words
         found = configuration(name, Qwen2Config, config, None, geometry)
-        words = choose(name, tokenizer, _qwen1.TOKENIZER if source else None, _qwen1.ROLES)
+        words = choose(name, tokenizer, _qwen1.TOKENIZER if source else None, _qwen1.ROLES, quiet=device == "meta")
         load = partial(_qwen1.fill, source=source) if source else None
         return build(name, Qwen2Model, found, words, source=source, dtype=dtype, device=device, load=load)
     found = configuration(name, Qwen2Config, config, source, geometry)
-    return build(name, Qwen2Model, found, choose(name, tokenizer, source), source=source, dtype=dtype, device=device)
+    words = choose(name, tokenizer, source, quiet=device == "meta")
+    return build(name, Qwen2Model, found, words, source=source, dtype=dtype, device=device)
