@@ -10,6 +10,7 @@ from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -21,7 +22,7 @@ from hypothesis import strategies as st
 
 from zoo.data import _mining
 from zoo.data._mining import DAY, Mine, mine, mine_file
-from zoo.errors import ZooError
+from zoo.errors import Failure, ZooError
 
 RETAIL = Path(__file__).parents[2] / "shared/data/retail_notes"
 WHOLE = Mine(low=0.0, up=1e9, window_days=None, top=1000)
@@ -230,3 +231,25 @@ def test_equals_the_pairs_that_retail_notes_brings(split, min_groups):
         np.testing.assert_array_equal(found[column].to_numpy(), given_[theirs].to_numpy())
     for column in ("score", "cosine"):
         np.testing.assert_allclose(found[column].to_numpy(), given_[column].to_numpy(), rtol=0, atol=1e-9)
+
+
+CROWD = [(user, note, float(note)) for user in range(40) for note in range(100)]
+
+
+@pytest.mark.parametrize("memory", ["100KB", "1MB"])
+def test_no_room_in_memory(memory):
+    with pytest.raises(Failure, match=rf"mining ran out of room \(.*more memory \(memory='{memory}' now\), a larger disk .*TMPDIR"):
+        mine(log(CROWD), WHOLE, memory=memory)
+
+
+@pytest.mark.parametrize("step", ["_collect", "_pair_up"])
+def test_no_room_on_the_disk(step, monkeypatch, tmp_path):
+    def full(con, *_):
+        raise duckdb.IOException(f'Could not write file "{_one(con)}/duckdb_temp_storage": No space left on device')
+
+    def _one(con):
+        return con.execute("select current_setting('temp_directory')").fetchall()[0][0]
+
+    monkeypatch.setattr(_mining, step, full)
+    with pytest.raises(Failure, match=r"No space left on device.*TMPDIR"):
+        mine(log(CROWD), WHOLE, scratch=tmp_path)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import math
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from io import BytesIO
@@ -19,7 +21,7 @@ from pydantic import Field
 
 from zoo.config import Positive
 from zoo.data._tables import Source, literal, reading
-from zoo.errors import ZooError
+from zoo.errors import Failure, ZooError
 from zoo.files import write_bytes
 
 logger = logging.getLogger("zoo.data")
@@ -101,6 +103,7 @@ def mine(
         scratch: Folder for what it writes then; None: the system's temporary folder.
 
     Raises:
+        Failure: If memory or disk run out.
         ZooError: If a column is missing or of the wrong type, a file cannot be read, or the log is empty.
     """
     with tempfile.TemporaryDirectory(prefix="zoo_mine_", dir=scratch) as folder:
@@ -113,12 +116,14 @@ def mine(
             con.execute(f"set temp_directory = {literal(folder)}")
             if memory is not None:
                 _limit(con, memory)
-            source = _checked(Source(con, clicks, "clicks"), rule, split)
-            with reading(source.path):
-                statistics = _collect(con, source, rule, split, _window(con, source, rule, split, since, until), leave_out)
-            statistics |= _pair_up(con, rule, queries)
-            order = "select a as note_a, b as note_b, score, cosine, n_groups, rank from top order by a, rank"
-            return Mined(con.sql(order).to_arrow_table(), statistics)
+            with _room(folder, memory):
+                source = _checked(Source(con, clicks, "clicks"), rule, split)
+                with reading(source.path), _room(folder, memory):  # inside too: a full disk is no fault of the file that is read
+                    window = _window(con, source, rule, split, since, until)
+                    statistics = _collect(con, source, rule, split, window, leave_out)
+                statistics |= _pair_up(con, rule, queries)
+                order = "select a as note_a, b as note_b, score, cosine, n_groups, rank from top order by a, rank"
+                return Mined(con.sql(order).to_arrow_table(), statistics)
         finally:
             con.close()
 
@@ -178,6 +183,20 @@ def seconds(moment: Moment) -> float:
     if isinstance(moment, datetime):
         return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
     return float(moment)
+
+
+@contextmanager
+def _room(folder: str, memory: str | None) -> Iterator[None]:
+    """Say what to do when DuckDB finds no more room in memory, or on the disk of ``folder``."""
+    try:
+        yield
+    except (duckdb.OutOfMemoryException, duckdb.IOException) as e:
+        if isinstance(e, duckdb.IOException) and folder not in str(e):  # of the file that is read
+            raise
+        raise Failure(
+            f"mining ran out of room ({str(e).splitlines()[0]}): give DuckDB more memory (memory={memory!r} now), a larger disk than"
+            f" that of {folder} (scratch=, or the environment variable TMPDIR), or less to do (window_days, max_notes)"
+        ) from e
 
 
 def _limit(con: duckdb.DuckDBPyConnection, memory: str) -> None:
