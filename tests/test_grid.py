@@ -86,7 +86,7 @@ def one_step(model: nn.Module) -> None:
 def lives(model: nn.Module, folder: Any) -> None:
     """One step, a round trip to the disk, and rows with a missing modality."""
     one_step(model)
-    model.backbone.trained = True
+    model.trained = True
     rows = [{"title": "a red shoe", "content": "soft"}, {**some_pairs()[0].query, "title": "b"}]
     picture = {"image": next(row["image"] for row in notes().notes if "image" in row)}
     if model.processor.sees(picture):

@@ -32,7 +32,7 @@ ROWS = [
 
 def tiny(**overrides):
     model = build("notellm2", **{**TINY, **overrides}).eval()
-    model.backbone.trained = True
+    model.trained = True
     return model
 
 
@@ -64,6 +64,12 @@ def test_loaded_equals_saved(tmp_path, overrides):
     assert np.array_equal(model.encode(rows), again.encode(rows))
 
 
+def test_what_a_killed_save_left_behind_goes(tmp_path):
+    (tmp_path / "model.safetensors.1.tmp").touch()
+    save(tiny(), tmp_path)
+    assert {p.name for p in tmp_path.iterdir()} == {"model.json", "model.safetensors"}
+
+
 def test_the_folder_holds_two_files(folder):
     assert {p.name for p in folder.iterdir()} == {"model.json", "model.safetensors"}
 
@@ -71,9 +77,9 @@ def test_the_folder_holds_two_files(folder):
 @pytest.mark.parametrize("trained", [True, False])
 def test_remembers_whether_it_was_trained(tmp_path, trained):
     model = tiny()
-    model.backbone.trained = trained
+    model.trained = trained
     again = load(save(model, tmp_path))
-    assert again.backbone.trained is trained
+    assert again.trained is trained
     if not trained:
         with pytest.warns(UserWarning, match="random weights"):
             again.encode(ROWS)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from zoo.checkpoint import unshared
 from zoo.config import split_spec
 from zoo.errors import Failure, ZooError
 from zoo.files import write_json
-from zoo.registry import build, info
+from zoo.registry import build, entry
 
 WEIGHTS, ABOUT = "model.safetensors", "model.json"
 _ENTRIES = ("spec", "trained", "preprocessing")  # of the latter
@@ -27,7 +28,7 @@ def save(model: Any, folder: str | Path) -> Path:
     """Write a model that was built by `zoo.build`, so that `load` gives it back without a network.
 
     Args:
-        model: An ``nn.Module`` with ``spec``, ``backbone``, ``processor`` and ``parts``.
+        model: An ``nn.Module`` with ``spec``, ``trained``, ``processor`` and ``parts``, as `zoo.types.Model` says.
         folder: Made if missing; ``model.json`` is written last, so a folder that has it is whole.
 
     Returns:
@@ -40,11 +41,13 @@ def save(model: Any, folder: str | Path) -> Path:
         if own := part.portable():
             name, given = split_spec(spec.get(key, _default(model, key)))
             spec[key] = {"name": name, **given, **own}
+    for left in folder.glob(f"{WEIGHTS}.*.tmp"):  # by a save that was killed
+        left.unlink()
     beside = folder / f"{WEIGHTS}.{os.getpid()}.tmp"
     save_file(unshared(model.state_dict()), beside)
     (folder / ABOUT).unlink(missing_ok=True)  # until the new one is there, the folder is no model
     beside.replace(folder / WEIGHTS)
-    write_json(folder / ABOUT, {"spec": spec, "trained": model.backbone.trained, "preprocessing": model.processor.config()})
+    write_json(folder / ABOUT, {"spec": spec, "trained": model.trained, "preprocessing": model.processor.config()})
     return folder
 
 
@@ -68,7 +71,7 @@ def load(folder: str | Path, device: str | torch.device = "cpu") -> Any:
     except RuntimeError as e:  # names or shapes that differ
         raise ZooError(f"{folder / WEIGHTS} does not fit the model that {ABOUT} describes: {e}") from e
     _same_preprocessing(folder, about["preprocessing"], json.loads(json.dumps(model.processor.config())))
-    model.backbone.trained = about["trained"]
+    model.trained = about["trained"]
     return model.to(device).eval()
 
 
@@ -95,4 +98,4 @@ def _same_preprocessing(folder: Path, there: Mapping[str, Any], here: Mapping[st
 
 
 def _default(model: Any, key: str) -> Any:
-    return info(model.spec["name"], "model")["settings"][key]
+    return signature(entry("model", model.spec["name"]).maker).parameters[key].default

@@ -114,6 +114,9 @@ class Encoder(Protocol):
     def __call__(self, x: ModalityInputs) -> Tokens:
         """Encode every row; the caller leaves out absent ones."""
 
+    def portable(self) -> dict[str, Any]:
+        """The settings that rebuild it without a network, for weights that come from elsewhere; ``{}`` if it fetches nothing."""
+
 
 class Connector(Protocol):
     """Tokens of one width to tokens of another, perhaps fewer."""
@@ -148,14 +151,44 @@ class Backbone(Protocol):
     def __call__(self, inputs_embeds: Tensor, attention_mask: Tensor, position_ids: Tensor) -> Tensor:
         """(B, S, D) to the hidden state after the final norm (B, S, D)."""
 
+    def checkpoint_gradients(self) -> None:
+        """Compute activations again in the backward pass instead of keeping them."""
+
+    def portable(self) -> dict[str, Any]:
+        """As `Encoder.portable`; the tokenizer is part of it."""
+
 
 class Model(Protocol):
-    """What an objective trains: an ``nn.Module`` that says which embeddings it gives."""
+    """What is trained, saved and asked for vectors: an ``nn.Module`` that says which embeddings it gives."""
 
-    outputs: tuple[str, ...]  # the main one first
+    outputs: tuple[str, ...]  # names of the embeddings, the main one first
+    dim: int  # width of each of them
+    processor: (
+        Any  # raw row to its inputs; ``config()`` as of `Processor`, ``keys()`` of a row that it reads, ``sees(row)`` whether one is there
+    )
+    schedule: Any  # how one batch becomes updates, as `zoo.joints.Schedule` says
+    spec: Mapping[str, Any]  # name and settings that `zoo.build` was given; it sets them
+    trained: bool  # False: weights that nothing was trained or loaded into; `encode` warns then
 
     def __call__(self, batch: Batch) -> ModelOutput:
         """A batch to embeddings, or whatever else this model fills in."""
+
+    def encode(
+        self,
+        rows: Sequence[Row],
+        batch_size: int = 32,
+        show_progress: bool | None = None,
+        *,
+        output: str | None = None,
+        normalize: bool = True,
+    ) -> np.ndarray:
+        """(N, dim) float32 vectors of raw rows, from the embedding ``output``, by default the main one."""
+
+    def parts(self) -> Mapping[str, Any]:
+        """The settings that name encoders or backbones, and what was made for each: they are asked for `Encoder.portable`."""
+
+    def checkpoint_gradients(self) -> None:
+        """Compute activations again in the backward pass instead of keeping them."""
 
 
 class PairData(Protocol):

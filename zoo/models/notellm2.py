@@ -69,6 +69,15 @@ class NoteLLM2(nn.Module):
         self.dim = dim if dim is not None else width
         self._warned = False
 
+    @property
+    def trained(self) -> bool:
+        """False: the language model has random weights that nothing was trained or loaded into."""
+        return self.backbone.trained
+
+    @trained.setter
+    def trained(self, value: bool) -> None:
+        self.backbone.trained = value
+
     def forward(self, batch: Batch) -> ModelOutput:
         """Prompt and pixels to one embedding (B, dim) for each anchor.
 
@@ -157,7 +166,7 @@ class NoteLLM2(nn.Module):
         Raises:
             ZooError: On a row with nothing in it, or an image that cannot be decoded.
         """
-        if not self.backbone.trained and not self._warned:
+        if not self.trained and not self._warned:
             warnings.warn(
                 "this model's language model has random weights that nothing was trained or loaded into: its vectors mean nothing yet; "
                 "train it, load a run, or build it with pretrained=...",
