@@ -35,7 +35,7 @@ class TestFolder:
     def test_every_file_registers_its_own_name_with_a_summary(self, kind, name):
         known = entry(kind, name)
         assert known.maker.__module__ == f"{HOMES[kind]}.{name}"
-        assert known.summary.endswith((".", ":")) or known.summary, (kind, name)
+        assert known.summary.endswith((".", ":")), (kind, name)
 
     def test_listing_imports_nothing(self):
         code = "import sys, zoo; [zoo.names(k) for k in ('model', 'fusion', 'encoder')]; zoo.list_models(); print('torch' in sys.modules)"
@@ -70,11 +70,31 @@ class TestDecorator:
             "kind": "fusion",
             "summary": "Gate: one sentence.",
             "paper": "A. Author 2020, https://example.org",
-            "licence": "Apache-2.0",
+            "licence": "",
             "joints": {"combine": None},
             "settings": {"bias": False},
             "module": __name__,
+            "parameters": None,
         }
+
+    @pytest.mark.parametrize(
+        "name, count",
+        [
+            ("notellm2", 633_307_264),
+            ("qwen", 494_032_768),
+            ("clip_vit_b16", 85_797_888),
+            ("tiny_lm", 1_475_200),
+            ("timm", None),
+            ("sum", None),
+        ],
+    )
+    def test_parameters_of_the_defaults(self, name, count, caplog):
+        assert zoo.info(name)["parameters"] == count
+        assert not [r for r in caplog.records if r.name == "zoo"]
+
+    def test_the_licence_of_weights_is_not_that_of_the_zoo(self):
+        assert zoo.info("timm")["licence"] == "of the weights that are loaded: see their card"
+        assert "Tongyi Qianwen" in zoo.info("qwen")["licence"]
 
     def test_the_same_cell_may_run_twice(self):
         for _ in range(2):

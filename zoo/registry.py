@@ -42,7 +42,7 @@ class Entry:
         joints: A fusion's: the joints it fills, each with the plug-in that it brings for it (None: itself). A model's: the
             joints it has, each with the plug-in that fills it by default.
         paper: Where the method comes from.
-        licence: Of the code or weights.
+        licence: Of the weights that it loads, and of code that is not the zoo's; empty where there are none.
     """
 
     kind: str
@@ -71,7 +71,7 @@ def register(
     *,
     joints: tuple[str, ...] | Mapping[str, str | None] = (),
     paper: str = "",
-    licence: str = "Apache-2.0",
+    licence: str = "",
 ) -> Callable[[Maker], Maker]:
     """Mark the function or class that makes the part ``name`` of ``kind``.
 
@@ -81,7 +81,7 @@ def register(
         joints: A fusion's: the joints it fills, ``("combine",)``, or with a plug-in that it brings along,
             ``{"schedule": None, "combine": "uncertainty"}``. A model's: the joints it has and what fills each by default.
         paper: Where the method comes from: authors, year, link.
-        licence: Of the code, or of the weights that it names.
+        licence: Of the weights that it loads, and of code that is not its distribution's.
 
     Raises:
         ZooError: If another module already makes this name, or kind or joint do not exist.
@@ -216,7 +216,9 @@ def build(name: str, **keywords: Any) -> Any:
 
 
 def info(name: str, kind: str | None = None) -> dict[str, Any]:
-    """What there is to know of a part: summary, paper, licence, settings with their defaults, joints.
+    """What there is to know of a part: summary, paper, licence, settings with their defaults, joints, number of parameters.
+
+    The last is that of the defaults, and None where a setting is required or the part is no model, encoder or backbone.
 
     Args:
         name: Of any kind.
@@ -242,4 +244,35 @@ def info(name: str, kind: str | None = None) -> dict[str, Any]:
         "joints": dict(known.joints),
         "settings": {p.name: "required" if p.default is p.empty else p.default for p in takes if p.kind is p.KEYWORD_ONLY},
         "module": known.maker.__module__,
+        "parameters": _parameters(known),
     }
+
+
+def _parameters(known: Entry) -> int | None:
+    """The number of weights of the part that its defaults make; next to no memory is taken."""
+    settings = _allocating_nothing(known)
+    if settings is None:
+        return None
+    import torch  # only for who asks
+
+    with torch.device("meta"), torch.random.fork_rng(devices=[]):
+        made = make(known.kind, {"name": known.name, **settings})
+    return sum(p.numel() for p in made.parameters()) if isinstance(made, torch.nn.Module) else None
+
+
+def _allocating_nothing(known: Entry) -> dict[str, Any] | None:
+    """The defaults that decide where weights are, its own and those of its parts, set to the meta device; None if it cannot be made so."""
+    from zoo.config import hints_of, part_kind, split_spec
+
+    takes = signature(known.maker).parameters.values()
+    if known.kind not in ("model", "encoder", "backbone") or any(p.default is p.empty for p in takes):
+        return None
+    out: dict[str, Any] = {"device": "meta"} if "device" in signature(known.maker).parameters else {}
+    hints = hints_of(known.maker)
+    for p in takes:
+        kind = part_kind(hints.get(p.name))
+        if kind in ("encoder", "backbone") and p.default is not None:
+            name, given = split_spec(p.default)
+            inner = _allocating_nothing(entry(kind, name.partition(":")[0]))
+            out[p.name] = {"name": name, **given, **(inner or {})}
+    return out
