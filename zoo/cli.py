@@ -259,8 +259,9 @@ def main() -> None:
         _stop(str(e), 1)
     except SystemExit as e:
         if e.code == INTERRUPTED:
-            resumes = sys.argv[1:2] in (["train"], ["run"])
-            _stop("interrupted" + resumes * "; run the same command again to go on from the last checkpoint", INTERRUPTED)
+            trains = sys.argv[1:2] in (["train"], ["run"])
+            advice = "; run the same command again to go on from the last checkpoint" if trains else ""
+            _stop(f"interrupted{advice}", INTERRUPTED)
         raise
 
 
