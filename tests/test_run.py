@@ -222,7 +222,7 @@ class TestOwnNotes:
     def test_end_to_end(self, root, tmp_path):
         data = {"name": "notes", "folder": "mine", "mine": {"low": 0, "window_days": None}, "val_from": 0.4, "test_from": 0.7}
         outcome = zoo.run(
-            TINY, loaded=data, data_root=root, out=tmp_path / "mine", evaluate__protocols=["multi"], evaluate__main={"protocol": "multi"}
+            TINY, data=data, data_root=root, out=tmp_path / "mine", evaluate__protocols=["multi"], evaluate__main={"protocol": "multi"}
         )
         assert outcome.metrics["data"]["images"] > 100
         assert outcome.verdict.endswith("no baselines in this recipe")
