@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -477,9 +478,9 @@ def test_an_interrupted_run_says_how_to_go_on():
     """Ctrl-C in the middle of the training: 130, no traceback, and the folder can be resumed."""
     recipe(run=TINY["run"] | {"steps": 100000, "save_every": 5})
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    with subprocess.Popen(
-        [sys.executable, "-m", "zoo", "train", "tiny.yaml"], env=environment, stderr=subprocess.PIPE, text=True
-    ) as process:
+    train = [sys.executable, "-m", "zoo", "train", "tiny.yaml"]
+    heeds = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a suite that runs in the background hands on that Ctrl-C is ignored
+    with subprocess.Popen(train, env=environment, stderr=subprocess.PIPE, text=True, preexec_fn=heeds) as process:
         try:
             deadline = time.monotonic() + 120
             while not any(Path().glob("runs/tiny/checkpoints/step_*")):
