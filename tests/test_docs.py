@@ -100,3 +100,11 @@ def call(command, **keywords):
     done = subprocess.run(command, capture_output=True, text=True, check=False, **keywords)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
+
+
+@pytest.mark.parametrize("page", ["README.md", "ARCHITECTURE.md", "CHANGELOG.md", "docs/extending.md"])
+def test_every_link_leads_somewhere(page):
+    path = ROOT / page
+    links = re.findall(r"\]\(([^)#]+)", path.read_text(encoding="utf-8"))
+    assert links
+    assert not [link for link in links if "://" not in link and not (path.parent / link).exists()]
