@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-import time
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -280,16 +278,6 @@ def test_errors_of_vectors() -> None:
         topk(np.ones((5, 2)), np.ones((1, 2)), 6)
     with pytest.raises(ZooError, match="queries of width 3 do not fit vectors of width 2"):
         topk(np.ones((5, 2)), np.ones((1, 3)), 1)
-
-
-@pytest.mark.slow
-def test_speed() -> None:
-    data = random_toy(4000, 40_000)
-    scorer = embedding_scorer(np.random.default_rng(0).normal(size=(4000, 64)))
-    start = time.perf_counter()
-    measure(scorer, data, ks=(10, 100))
-    print(f"4,000 queries x 4,000 notes x 3 subsets: {time.perf_counter() - start:.2f} s", file=sys.stderr)
-    assert time.perf_counter() - start < 10  # about one second; ten on a loaded machine
 
 
 def test_a_query_outside_the_pool_is_no_candidate() -> None:
