@@ -1,19 +1,17 @@
-"""One contrastive loss for every objective of the zoo: CLIP, SigLIP, NT-Xent and NoteLLM-2 are each one call of it."""
+"""One contrastive loss for every objective of the zoo: CLIP, SigLIP, SupCon, NT-Xent, MoCo and NoteLLM-2 are each one call of it."""
 
 from __future__ import annotations
 
-from typing import Any, Literal, get_args
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-Direction = Literal["rows", "columns", "both"]
-Form = Literal["softmax", "sigmoid"]
-Reduction = Literal["none", "sum", "mean"]
-Impl = Literal["auto", "reference", "chunked", "triton"]
-Precision = Literal["auto", "ieee", "tf32", "3xtf32"]
-_CHOICES = {"direction": Direction, "form": Form, "reduction": Reduction, "impl": Impl, "precision": Precision}
+from . import _arguments as arguments
+from ._arguments import Arguments, Direction, Exchange, Form, Impl, Precision, Reduction
+from ._operator import Setting, known_of_rows, mean_over, resolve
+from ._pairs import COUNT, HITS, PULL, PUSH, SOFT, TOTAL, Pairs, merge
 
 
 def contrastive_loss(
@@ -27,7 +25,7 @@ def contrastive_loss(
     ids_x: Tensor | None = None,
     ids_y: Tensor | None = None,
     present: Tensor | tuple[Tensor, Tensor] | None = None,
-    soft: tuple[Tensor, Tensor] | None = None,
+    soft: tuple[Tensor, ...] | None = None,
     smoothing: float = 0.0,
     weight: Tensor | None = None,
     negatives: Tensor | None = None,
@@ -40,8 +38,11 @@ def contrastive_loss(
     group: Any = None,
     validate: bool | None = None,
     known: Tensor | None = None,
+    ids_negatives: Tensor | None = None,
+    soft_weight: float = 1.0,
+    exchange: Exchange = "gather",
 ) -> Tensor:
-    """Pull each row to its positive and push it from its negatives.
+    """Pull each row to its positive and push it from its negatives, without ever holding the (M, N) logits.
 
     The logit of a pair is ``scale * <x_i, y_j> + bias``. In the softmax form (InfoNCE: van den Oord et al., 2018,
     https://arxiv.org/abs/1807.03748) the loss of row i with positive p is ``log(1 + exp(lse_i - logit_ip))``, where
@@ -55,195 +56,216 @@ def contrastive_loss(
     what it holds, NaN included, has no influence. A row that is there but has no positive is still a negative of others.
 
     Args:
-        x: (M, D) anchors, float16, bfloat16, float32 or float64; accumulated in float32 at least.
+        x: (M, D) anchors, float16, bfloat16, float32 or float64; accumulated in float32 at least. Any M and D, 0 and 1 included.
         y: (N, D) candidates. None: the rows of x among themselves, no row with itself. This form is symmetric: where j is
-            no negative of i, i is none of j.
+            no negative of i, i is none of j; it costs half.
         scale: () factor of every inner product; for a learned one hand over ``log_scale.exp()``.
         bias: () added to every logit; it cancels in the softmax form.
-        positive: (M,) int64 row of y that belongs to row i, -1 for none. None: row i of y, for two sides only.
-        groups: Not there yet: several positives a row, by equal group.
+        positive: (M,) int64 row of y that belongs to row i, -1 for none. None: row i of y, for two sides without groups.
+        groups: (M,) int64; rows of one group are each other's positives (SupCon's L_out: Khosla et al., 2020,
+            https://arxiv.org/abs/2004.11362): the mean over the positives of their cross entropies, all candidates in each
+            denominator. With two sides one for both, or a pair (M,), (N,). In the columns' direction the rows of y are the
+            anchors. Equal ids and known pairs of one group stay positives.
         ids_x: (M,) int64; equal ids are never negatives. With two sides ``ids_y`` is needed too.
         ids_y: (N,) int64.
         present: (M,) bool, which rows of x are there; or, with two sides, a pair (M,), (N,) for the rows of both.
-        soft: Not there yet: soft targets from a second pair of embeddings.
-        smoothing: Not there yet unless 0: label smoothing.
+        soft: Soft targets from the teacher's embeddings of x, y and negatives, those that are given: (M, D'), (N, D'),
+            (K, D'). The target is the softmax over the candidates of the teacher's inner products times the same scale, without a
+            gradient (ALBEF's momentum distillation: Li et al., 2021, https://arxiv.org/abs/2107.07651); a teacher with a scale of its own
+            multiplies it into its x. Softmax form only.
+        smoothing: Share of the target that is spread evenly over the candidates, in 0..1 (Szegedy et al., 2016,
+            https://arxiv.org/abs/1512.00567); in the sigmoid form over the two answers.
         weight: (M,) non-negative weight of each row and its positive.
-        negatives: Not there yet: further candidates that are nobody's positive, such as a queue.
+        negatives: (K, D) further candidates of the rows of x that are nobody's positive, such as a queue (MoCo: He et al., 2020,
+            https://arxiv.org/abs/1911.05722) or mined hard ones. They have no loss in the columns' direction.
         direction: "rows": row i against its negatives in y. "columns": the positive of row i against its negatives in
             x. "both": the mean of the two.
         form: "softmax" or "sigmoid".
-        normalize: Divide each row by its L2 norm first.
+        normalize: Divide each row of x, y and negatives by its L2 norm first.
         reduction: "none": (M,), weighted, 0 where not counted. "sum": its sum. "mean": the sum over the sum of the weights that count.
-        impl: "reference" holds the (M, N) logits; "auto" picks what fits, today always "reference".
-        precision: Not there yet unless "auto": how float32 products are formed.
-        group: Not there yet: a process group whose rows are all candidates.
+        impl: "reference" holds the (M, N) logits and is twice differentiable; "chunked" is plain torch with bounded memory on
+            any device; "triton" needs CUDA, capability 8.0 or more, and at most float32. "auto": triton where it runs, else chunked.
+        precision: How triton forms float32 logits: "ieee", "tf32" or "3xtf32" (three tf32 products, nearly exact). "auto":
+            "ieee" where ``torch.get_float32_matmul_precision()`` is "highest", as torch's own products, else "tf32".
+        group: A ``torch.distributed`` process group: the rows of all its processes, equally many in each, are candidates; indices
+            stay local. The mean over the processes of what each returns is the loss of one process with everything, and so with
+            gradients averaged as DistributedDataParallel does; of a sum or of single losses it is the sum. ``negatives`` stay local.
         validate: Look at the values, which on an accelerator would wait for it, and raise. None: on a CPU, outside
             ``torch.compile``.
         known: (E, 2) int64 further pairs (row of x, row of y) that are never negatives; with one side in either order.
+        ids_negatives: (K,) int64. None: no row of x has the id of one of the negatives.
+        soft_weight: Share of the target that is ``soft``; the rest is the positive's. 0.4 in ALBEF.
+        exchange: With ``group``: "gather" holds all rows of y; "ring" passes them on in halves, so that no more than one
+            remote process's share is held, and overlaps this with computing.
 
     Returns:
         () or, for reduction "none", (M,); float32, or float64 where an input is.
 
     Raises:
-        NotImplementedError: Naming every argument given that is not there yet.
-        ValueError: On shapes or choices that do not fit; with ``validate``, also on indices out of range and on a batch in
+        ValueError: On shapes, choices or an ``impl`` that do not fit; with ``validate``, also on indices out of range and on a batch in
             which no row counts.
     """
-    _check_choices(direction=direction, form=form, reduction=reduction, impl=impl, precision=precision)
-    _refuse_missing(groups=groups, soft=soft, smoothing=smoothing, negatives=negatives, impl=impl, precision=precision, group=group)
-    _check_shapes(x, y, positive, ids_x, ids_y, present, weight, known)
-    one_side = y is None
-    candidates = x if y is None else y
-    there_x, there_y = _presence(x, y, present)
-    if positive is None:
-        positive = torch.arange(len(x), device=x.device)
+    given = Arguments(x, y, positive, groups, ids_x, ids_y, ids_negatives, present, soft, weight, negatives, known)
+    share = None if soft is None else soft_weight
+    arguments.check_choices(
+        smoothing, share, direction=direction, form=form, reduction=reduction, impl=impl, precision=precision, exchange=exchange
+    )
+    arguments.check_shapes(given, direction, form)
     if validate is None:
         validate = x.device.type == "cpu" and not torch.compiler.is_compiling()
     if validate:
-        _check_values(positive, len(candidates), known, one_side)
-    pick = positive.clamp(min=0)
-    counted = (positive >= 0) & there_x & there_y[pick]  # (M,)
-    if validate and not bool(counted.any()):
-        raise ValueError("no row of the batch has a positive that is there: nothing to learn from (validate=False gives loss 0)")
-    negative = _negatives(positive, ids_x, ids_x if one_side else ids_y, known, there_x, there_y, one_side)  # (M, N)
+        arguments.check_values(given, spread=(soft is not None or smoothing > 0) and direction != "rows" and y is not None)
+    setting = resolve(impl, precision, group, exchange, x, y, form, direction, total=smoothing > 0)
+    targets = _Targets(form, groups is not None, smoothing, share or 0.0)
     with torch.autocast(x.device.type, enabled=False):  # it would form the logits in half precision
-        scores = _scores(x, candidates, there_x, there_y, scale, bias, normalize)  # (M, N)
-        pull = scores.gather(1, pick[:, None])[:, 0]  # (M,)
+        rows, columns, counted, counted_columns = _known_of_both(given, scale, bias, normalize, setting)
         losses = []
         if direction != "columns":
-            losses.append(_loss(pull, _push(scores, negative, 1, form), form))
+            loss = targets.loss(rows, rows[PULL])
+            losses.append(_reduce(loss, counted, weight, reduction, setting.group))
         if direction != "rows":
-            losses.append(_loss(pull, _push(scores, negative, 0, form)[pick], form))
-        return _reduce(torch.stack(losses).mean(0), counted, weight, reduction)
+            loss = targets.loss(columns, columns[PULL] if groups is not None else rows[PULL])
+            losses.append(_reduce(loss, counted_columns, weight, reduction, setting.group))
+        if validate and not bool(counted.any()) and group is None:
+            raise ValueError("no row of the batch has a positive that is there: nothing to learn from (validate=False gives loss 0)")
+        return torch.stack(losses).mean(0)
 
 
-def _scores(
-    x: Tensor, y: Tensor, there_x: Tensor, there_y: Tensor, scale: Tensor | float, bias: Tensor | float | None, normalize: bool
-) -> Tensor:
-    dtype = torch.promote_types(torch.promote_types(x.dtype, y.dtype), torch.float32)
-    # Absent rows are blanked before the product: masking its result would still let 0 * NaN into the gradient of the others.
-    x = x.to(dtype).masked_fill(~there_x[:, None], 0)
-    y = y.to(dtype).masked_fill(~there_y[:, None], 0)
-    if normalize:
-        x, y = F.normalize(x, dim=1), F.normalize(y, dim=1)
-    scores = (x @ y.T) * scale
-    return scores if bias is None else scores + bias
+class _Targets(NamedTuple):
+    """What a row should answer, and what it costs not to."""
+
+    form: str
+    grouped: bool
+    smoothing: float
+    soft: float
+
+    def loss(self, known: Tensor, pull: Tensor) -> Tensor:
+        """(7, M) of the anchors and the pull of the positive of each, (M,), to losses (M,)."""
+        push, total, count = known[PUSH], known[TOTAL], known[COUNT]
+        if self.grouped:
+            return self._grouped_loss(push, pull, total, count, known[HITS].clamp(min=1), known[SOFT])
+        # -logsigmoid(-z) is softplus(z), without the cut-off of F.softplus that costs float64 its digits.
+        if self.form == "sigmoid":
+            loss = push - F.logsigmoid(pull)
+            return loss + self.smoothing / 2 * (pull - total) if self.smoothing else loss
+        loss = -F.logsigmoid(pull - push)  # the cross entropy of the positive alone
+        if self.soft:
+            loss = loss + self.soft * (pull - known[SOFT])
+        if self.smoothing:
+            loss = loss + self.smoothing * (pull - (total + pull) / (count + 1))
+        return loss
+
+    def _grouped_loss(self, push: Tensor, pull: Tensor, total: Tensor, count: Tensor, hits: Tensor, soft: Tensor) -> Tensor:
+        if self.form == "sigmoid":
+            return push + self.smoothing / 2 * (2 * pull - total) if self.smoothing else push
+        target = (1 - self.soft - self.smoothing) * pull / hits
+        if self.soft:
+            target = target + self.soft * soft
+        if self.smoothing:
+            target = target + self.smoothing * total / count.clamp(min=1)
+        return push - target
 
 
-def _push(scores: Tensor, negative: Tensor, dim: int, form: Form) -> Tensor:
-    """What the negatives of each row (dim 1) or column (dim 0) add up to."""
-    if form == "softmax":
-        return scores.masked_fill(~negative, -torch.inf).logsumexp(dim)
-    return -F.logsigmoid(-scores).masked_fill(~negative, 0).sum(dim)
-
-
-def _loss(pull: Tensor, push: Tensor, form: Form) -> Tensor:
-    # -logsigmoid(-z) is softplus(z), without the cut-off of F.softplus that costs float64 its digits.
-    return -F.logsigmoid(pull - push) if form == "softmax" else push - F.logsigmoid(pull)
-
-
-def _negatives(
-    positive: Tensor, ids_x: Tensor | None, ids_y: Tensor | None, known: Tensor | None, there_x: Tensor, there_y: Tensor, one_side: bool
-) -> Tensor:
-    """(M, N) bool: which row of y is a negative of which row of x."""
-    column = torch.arange(len(there_y), device=positive.device)
-    excluded = positive[:, None] == column
-    if ids_x is not None and ids_y is not None:
-        excluded = excluded | (ids_x[:, None] == ids_y)
-    if known is not None:
-        excluded = excluded.index_put((known[:, 0], known[:, 1]), torch.ones((), dtype=torch.bool, device=known.device))
+def _known_of_both(
+    given: Arguments, scale: Tensor | float, bias: Tensor | float | None, normalize: bool, setting: Setting
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """What is known of each row's candidates, (7, M), and of its positive's, (7, M); and which of the two count, (M,) bool each."""
+    x, y, one_side = given.x, given.y, given.y is None
+    M, N = len(x), len(x) if y is None else len(y)
+    there_x, there_y = given.present if isinstance(given.present, tuple) else (given.present, given.present if one_side else None)
+    groups_x, groups_y = given.groups if isinstance(given.groups, tuple) else (given.groups, given.groups)
+    positive = given.positive
+    if positive is None and groups_x is None:
+        positive = torch.arange(M, device=x.device)
+    known = given.known
+    if known is not None and one_side:
+        known = torch.cat([known, known.flip(1)])
+    pairs = Pairs(
+        positive=positive,
+        positive_y=positive if one_side else None,
+        groups_x=groups_x,
+        groups_y=groups_y,
+        ids_x=given.ids_x,
+        ids_y=given.ids_x if one_side else given.ids_y,
+        there_x=there_x,
+        there_y=there_y,
+        known=known,
+        diagonal=0 if one_side else None,
+    )
+    x = _prepared(x, there_x, normalize, setting)
+    y = None if y is None else _prepared(y, there_y, normalize, setting)
+    teacher = None if given.soft is None else _taught(given.soft, 1 if one_side else 2, (there_x, there_y), setting)
+    scale = torch.as_tensor(scale, dtype=setting.accumulate, device=x.device)
+    used = None
+    if bias is not None:
+        bias = torch.as_tensor(bias, dtype=scale.dtype, device=x.device)
+        used = bias if setting.form == "sigmoid" else None
+    rows, columns = known_of_rows(x, y, scale, used, teacher, pairs, setting)
     if one_side:
-        excluded = excluded | excluded.T | (column[:, None] == column)
-    return ~excluded & there_x[:, None] & there_y
+        columns = rows
+    if positive is not None and setting.columns and N:
+        columns = columns[:, positive.clamp(min=0)]
+    if given.negatives is not None:
+        rows = merge(rows, _known_of_negatives(given, x, scale, used, groups_x, normalize, setting), setting.form)
+    if bias is not None and used is None:
+        rows = rows + 0 * bias  # it cancels; its gradient is zero, not missing
+    if positive is None:
+        return rows, columns, rows[HITS].detach() > 0, columns[HITS].detach() > 0
+    counted = positive >= 0
+    if there_x is not None:
+        counted = counted & there_x
+    if there_y is not None:
+        counted = counted & there_y[positive.clamp(min=0)]
+    return rows, columns, counted, counted
 
 
-def _reduce(loss: Tensor, counted: Tensor, weight: Tensor | None, reduction: Reduction) -> Tensor:
+def _known_of_negatives(
+    given: Arguments, x: Tensor, scale: Tensor, bias: Tensor | None, groups_x: Tensor | None, normalize: bool, setting: Setting
+) -> Tensor:
+    """(7, M), what the negatives that are nobody's positive add to what is known of the rows of x."""
+    assert given.negatives is not None
+    y, K = _prepared(given.negatives, None, normalize, setting), len(given.negatives)
+    there_x = given.present[0] if isinstance(given.present, tuple) else given.present
+    nobodys = None if groups_x is None else (groups_x.min() - 1).expand(K) if len(groups_x) else groups_x.new_zeros(K)
+    has_ids = given.ids_negatives is not None
+    pairs = Pairs(
+        groups_x=groups_x,
+        groups_y=nobodys,
+        ids_x=given.ids_x if has_ids else None,
+        ids_y=given.ids_negatives,
+        there_x=there_x,
+    )
+    teacher = None
+    if given.soft is not None:
+        teacher = (_taught(given.soft, 1, (there_x,), setting)[0], _prepared(given.soft[-1].detach(), None, False, setting))
+    alone = setting._replace(columns=False, group="")
+    return known_of_rows(x, y, scale, bias, teacher, pairs, alone)[0]
+
+
+def _prepared(x: Tensor, there: Tensor | None, normalize: bool, setting: Setting) -> Tensor:
+    """The rows as they enter the products, absent ones blanked: masking a product still lets 0 * NaN into the gradient of the others."""
+    if there is not None:
+        x = x.masked_fill(~there[:, None], 0)
+    if normalize:
+        x = F.normalize(x.to(setting.accumulate), dim=1)
+    return x.to(setting.operand)
+
+
+def _taught(soft: tuple[Tensor, ...], sides: int, there: tuple[Tensor | None, ...], setting: Setting) -> tuple[Tensor, Tensor]:
+    """The teacher's embeddings of the two sides, or twice of the one."""
+    blanked = [_prepared(t.detach(), here, False, setting) for t, here in zip(soft[:sides], there[:sides], strict=True)]
+    return blanked[0], blanked[-1]
+
+
+def _reduce(loss: Tensor, counted: Tensor, weight: Tensor | None, reduction: Reduction, group: str) -> Tensor:
     weight = torch.ones_like(loss) if weight is None else weight.to(loss.dtype)
     weight = weight.masked_fill(~counted, 0)
-    loss = loss * weight
+    loss = torch.where(counted, loss, 0) * weight
     if reduction == "none":
         return loss
     if reduction == "sum":
         return loss.sum()
     total = weight.sum()
+    if group:
+        total = mean_over(total, group)
     return loss.sum() / torch.where(total > 0, total, 1)
-
-
-def _presence(x: Tensor, y: Tensor | None, present: Tensor | tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor]:
-    """Who is there of x (M,) and of y (N,)."""
-    everyone_x = torch.ones(len(x), dtype=torch.bool, device=x.device)
-    if y is None:
-        only = everyone_x if present is None else present
-        assert isinstance(only, Tensor), "a pair with one side is refused by _check_shapes"
-        return only, only
-    if isinstance(present, tuple):
-        return present
-    everyone_y = torch.ones(len(y), dtype=torch.bool, device=y.device)
-    return (everyone_x if present is None else present), everyone_y
-
-
-def _check_choices(**given: str) -> None:
-    for name, value in given.items():
-        if value not in get_args(_CHOICES[name]):
-            raise ValueError(f"{name}={value!r} is no choice: one of {', '.join(get_args(_CHOICES[name]))}")
-
-
-def _refuse_missing(
-    *, groups: object, soft: object, smoothing: float, negatives: object, impl: Impl, precision: Precision, group: object
-) -> None:
-    given = {"groups": groups, "soft": soft, "negatives": negatives, "group": group}
-    missing = [name for name, value in given.items() if value is not None]
-    missing += [f"smoothing={smoothing}"] if smoothing else []
-    missing += [f"impl={impl!r}"] if impl in ("chunked", "triton") else []
-    missing += [f"precision={precision!r}"] if precision != "auto" else []
-    if missing:
-        raise NotImplementedError(f"contrastive_loss has no {', '.join(missing)} yet: leave out what is named here")
-
-
-def _check_shapes(
-    x: Tensor,
-    y: Tensor | None,
-    positive: Tensor | None,
-    ids_x: Tensor | None,
-    ids_y: Tensor | None,
-    present: Tensor | tuple[Tensor, Tensor] | None,
-    weight: Tensor | None,
-    known: Tensor | None,
-) -> None:
-    """What can be told from the arguments' shapes alone, all faults at once."""
-    faults = []
-    if x.ndim != 2 or (y is not None and (y.ndim != 2 or y.shape[1] != x.shape[1])):
-        raise ValueError(f"x must be (M, D) and y (N, D) or None, not {tuple(x.shape)} and {None if y is None else tuple(y.shape)}")
-    M, N = len(x), len(x) if y is None else len(y)
-    if y is None:
-        faults += ["one side needs positive"] if positive is None else []
-        faults += ["one side takes no ids_y: its ids are ids_x"] if ids_y is not None else []
-        faults += ["one side takes one present, not a pair"] if isinstance(present, tuple) else []
-    else:
-        faults += ["two sides need both ids_x and ids_y, or neither"] if (ids_x is None) != (ids_y is None) else []
-        faults += [f"positive=None pairs row i with row i, but x has {M} rows and y {N}"] if positive is None and M > N else []
-        faults += [f"y has no rows, but x has {M}"] if M and not N else []
-    present_x, present_y = present if isinstance(present, tuple) else (present, None)
-    rows = {"positive": (positive, M), "ids_x": (ids_x, M), "ids_y": (ids_y, N), "weight": (weight, M)}
-    for name, (value, length) in {**rows, "present": (present_x, M), "present of y": (present_y, N)}.items():
-        if value is not None and value.shape != (length,):
-            faults.append(f"{name} must be ({length},), not {tuple(value.shape)}")
-    if known is not None and (known.ndim != 2 or known.shape[1] != 2):
-        faults.append(f"known must be (E, 2), not {tuple(known.shape)}")
-    if faults:
-        raise ValueError("; ".join(faults))
-
-
-def _check_values(positive: Tensor, candidates: int, known: Tensor | None, one_side: bool) -> None:
-    """What can be told from the values alone, all faults at once."""
-    faults = []
-    if bool(((positive < -1) | (positive >= candidates)).any()):
-        faults.append(f"positive must lie in -1..{candidates - 1}, but holds {int(positive.min())}..{int(positive.max())}")
-    if one_side and bool((positive == torch.arange(len(positive), device=positive.device)).any()):
-        faults.append("positive must not name the row itself")
-    if known is not None and known.numel():
-        rows = torch.tensor([len(positive), candidates], device=known.device)
-        if bool(((known < 0) | (known >= rows)).any()):
-            faults.append(f"known must name rows below {len(positive)} of x and below {candidates} of y")
-    if faults:
-        raise ValueError("; ".join(faults))

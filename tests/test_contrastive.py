@@ -278,22 +278,6 @@ class TestRefusals:
     """Each message names what is wrong."""
 
     @pytest.mark.parametrize(
-        "given, named",
-        [
-            ({"groups": torch.zeros(4)}, "groups"),
-            ({"soft": (vectors(4), vectors(4))}, "soft"),
-            ({"smoothing": 0.1}, r"smoothing=0\.1"),
-            ({"negatives": vectors(4)}, "negatives"),
-            ({"group": object()}, "group"),
-            ({"impl": "chunked"}, "impl='chunked'"),
-            ({"impl": "triton", "precision": "tf32"}, "impl='triton', precision='tf32'"),
-        ],
-    )
-    def test_what_is_not_there_yet(self, given, named):
-        with pytest.raises(NotImplementedError, match=f"has no {named} yet"):
-            contrastive_loss(vectors(4), vectors(4), scale=1.0, **given)
-
-    @pytest.mark.parametrize(
         "x, y, given, message",
         [
             (vectors(4), vectors(4, 6), {}, r"x must be \(M, D\) and y \(N, D\) or None, not \(4, 5\) and \(4, 6\)"),

@@ -1,0 +1,168 @@
+"""The one differentiable operation under the contrastive loss, registered with torch, and the choice of what carries it out."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from . import _blocks as blocks
+from . import _reference as reference
+from ._blocks import Engine, Needs, Side, Teacher
+from ._chunked import Chunked
+from ._pairs import FIELDS, Pairs
+
+_NAME = __name__.rpartition(".")[0].replace(".", "_")  # a lifted copy beside this one registers an operation of its own
+
+
+class Setting(NamedTuple):
+    """How the statistics are computed, and which."""
+
+    impl: str
+    precision: str
+    form: str
+    columns: bool  # whether the columns' direction is asked for; the rows' costs nothing more
+    total: bool
+    group: str  # name of a process group, "" for none
+    exchange: str
+    operand: torch.dtype  # of the products
+    accumulate: torch.dtype  # of their sums
+
+
+def resolve(
+    impl: str, precision: str, group: Any, exchange: str, x: Tensor, y: Tensor | None, form: str, direction: str, total: bool
+) -> Setting:
+    """Settle "auto", and refuse what cannot run.
+
+    Raises:
+        ValueError: If ``impl`` does not fit the tensors.
+    """
+    dtype = x.dtype if y is None else torch.promote_types(x.dtype, y.dtype)
+    accumulate = torch.promote_types(dtype, torch.float32)
+    if impl == "auto":
+        impl = "chunked"
+    if impl == "reference" and group is not None:
+        raise ValueError("impl='reference' knows one process only: leave out group, or write impl='chunked'")
+    name = "" if group is None else group.group_name
+    return Setting(impl, precision, form, direction != "rows", total, name, exchange, accumulate, accumulate)
+
+
+def known_of_rows(
+    x: Tensor, y: Tensor | None, scale: Tensor, bias: Tensor | None, teacher: Teacher, pairs: Pairs, setting: Setting
+) -> tuple[Tensor, Tensor]:
+    """What is known of each row of x, (7, M), and of each row of y, (7, N); empty: not asked for, or there is one side only."""
+    if setting.impl == "reference":
+        return reference.known_of_all(x, x if y is None else y, scale, bias, teacher, pairs, setting.form)
+    tensors = [*(teacher or (None, None)), *pairs[:-1]]
+    flags = [setting.columns, setting.total]
+    return _forward(x, y, scale, bias, tensors, flags, setting.form, setting.impl, setting.precision, setting.group, setting.exchange)
+
+
+class _Call(NamedTuple):
+    """What comes out of the flat arguments that torch can register."""
+
+    engine: Engine
+    teacher: Teacher
+    pairs: Pairs
+    columns: bool
+
+
+def _call(
+    x: Tensor, y: Tensor | None, scale: Tensor, bias: Tensor | None, tensors: list[Tensor | None], flags: list[bool], form: str, impl: str
+) -> _Call:
+    first, second, *related = tensors
+    pairs = Pairs._make([*related, 0 if y is None else None])
+    teacher = None if first is None or second is None else (first, second)
+    columns, total = flags
+    plain = form == "softmax" and pairs.groups_x is None and teacher is None and not total
+    return _Call(Chunked(scale, bias, form, plain), teacher, pairs, columns)
+
+
+@torch.library.custom_op(f"{_NAME}::contrastive", mutates_args=())
+def _forward(
+    x: Tensor,
+    y: Tensor | None,
+    scale: Tensor,
+    bias: Tensor | None,
+    tensors: list[Tensor | None],
+    flags: list[bool],
+    form: str,
+    impl: str,
+    precision: str,
+    group: str,
+    exchange: str,
+) -> tuple[Tensor, Tensor]:
+    call = _call(x, y, scale, bias, tensors, flags, form, impl)
+    if y is None:
+        return blocks.forward_one_side(call.engine, x, call.teacher, call.pairs), scale.new_empty(FIELDS, 0)
+    return blocks.forward(call.engine, x, y, call.teacher, call.pairs, call.columns)
+
+
+@_forward.register_fake
+def _(x, y, scale, bias, tensors, flags, form, impl, precision, group, exchange):
+    return scale.new_empty(FIELDS, x.shape[0]), scale.new_empty(FIELDS, 0 if y is None else y.shape[0])
+
+
+@torch.library.custom_op(f"{_NAME}::contrastive_backward", mutates_args=())
+def _backward(
+    known: list[Tensor],
+    upstream: list[Tensor],
+    needs: list[bool],
+    x: Tensor,
+    y: Tensor | None,
+    scale: Tensor,
+    bias: Tensor | None,
+    tensors: list[Tensor | None],
+    flags: list[bool],
+    form: str,
+    impl: str,
+    precision: str,
+    group: str,
+    exchange: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    call = _call(x, y, scale, bias, tensors, flags, form, impl)
+    rows, columns = (Side(k, u) for k, u in zip(known, upstream, strict=True))
+    asked = Needs(*needs)
+    if y is None:
+        gradients = blocks.backward_one_side(call.engine, x, call.teacher, call.pairs, rows, asked)
+    else:
+        gradients = blocks.backward(call.engine, x, y, call.teacher, call.pairs, rows, columns if call.columns else None, asked)
+    dx, dy = (None if d is None else (d * scale).to(x.dtype) for d in (gradients.x, gradients.y))
+    dx, dy, dscale, dbias = (scale.new_empty(0) if d is None else d for d in (dx, dy, gradients.scale, gradients.bias))
+    return dx, dy, dscale, dbias
+
+
+@_backward.register_fake
+def _(known, upstream, needs, x, y, scale, bias, tensors, flags, form, impl, precision, group, exchange):
+    wanted = zip(needs, (x, y, scale, bias), strict=True)
+    return tuple(torch.empty_like(t) if asked and t is not None else scale.new_empty(0) for asked, t in wanted)
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    x, y, scale, bias, tensors, *choice = inputs
+    ctx.save_for_backward(x, y, scale, bias, *tensors, *output)
+    ctx.choice = choice
+
+
+def _through(ctx: Any, of_rows: Tensor, of_columns: Tensor) -> tuple[Tensor | None, ...]:
+    x, y, scale, bias, *tensors, rows, columns = ctx.saved_tensors
+    needs = list(ctx.needs_input_grad[:4])
+    upstream = [of_rows.contiguous(), of_columns.contiguous()]
+    gradients = _backward([rows, columns], upstream, needs, x, y, scale, bias, tensors, *ctx.choice)
+    given = [gradient if needed else None for gradient, needed in zip(gradients, needs, strict=True)]
+    return (*given, *[None] * (1 + len(ctx.choice)))
+
+
+def _refuse_twice(ctx: Any, *gradients: Tensor) -> None:
+    raise RuntimeError("contrastive_loss has first derivatives only: for second ones, as with create_graph=True, write impl='reference'")
+
+
+_forward.register_autograd(_through, setup_context=_keep)
+_backward.register_autograd(_refuse_twice)
+
+
+@torch.library.custom_op(f"{_NAME}::mean_over", mutates_args=())
+def mean_over(value: Tensor, group: str) -> Tensor:
+    """The mean of a value over the processes of a group. Not differentiable."""
+    raise NotImplementedError
