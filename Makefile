@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
-.PHONY: venv demo test test-slow lint format types clean
+.PHONY: venv demo test test-slow bench lint format types clean
 
 venv: $(STAMP)
 
@@ -25,6 +25,9 @@ test: $(STAMP)
 
 test-slow: $(STAMP)
 	$(PYTEST) -m slow --benchmark-disable
+
+bench: $(STAMP)
+	$(PYTEST) benchmarks -q -rs
 
 lint: $(STAMP)
 	$(BIN)/ruff check

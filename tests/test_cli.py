@@ -23,7 +23,7 @@ from zoo import cli
 from zoo.data.planted_notes import plant
 
 ROOT = Path(__file__).parents[1]
-COMMANDS = ("list", "info", "schema", "mine", "train", "run", "eval", "embed", "search", "report")
+COMMANDS = ("list", "info", "schema", "mine", "train", "run", "eval", "embed", "search", "report", "bench")
 TINY = {
     "model": {
         "name": "notellm2",

@@ -10,13 +10,13 @@ import pytest
 ROOT = Path(__file__).parents[1]
 FLOORS = (  # from the ground up; a module that no floor names fails
     ("errors", "types", "kernels.*", "recipes"),
-    ("config", "distributed", "files", "freeze"),
+    ("config", "distributed", "files", "freeze", "measure"),
     ("source", "registry", "checkpoint"),
     ("splice", "trunk", "joints", "collate"),
     ("encoders.*", "backbones.*", "connectors.*", "fusions.*", "objectives.*", "data.*"),
     ("models.*", "recipe"),
-    ("hub", "evaluate.*", "schema", "sampler", "optimizer", "log", "update", "matrix"),
-    ("train", "report"),
+    ("hub", "evaluate.*", "schema", "sampler", "optimizer", "log", "update", "matrix", "contenders"),
+    ("train", "report", "bench"),
     ("run",),
     ("embed",),
     ("__init__",),

@@ -1,7 +1,7 @@
 """The command line: each command is one call into the library, its errors are one message and an exit code.
 
-Exit codes: 0 ok, 1 failure, 2 usage or recipe error, 3 a quality floor was missed, 130 interrupted. Results go to standard
-output, everything else to standard error. An error that names no remedy, with a traceback, is a bug of ours.
+Exit codes: 0 ok, 1 failure, 2 usage or recipe error, 3 a quality floor was missed or a loss got slower, 130 interrupted. Results go
+to standard output, everything else to standard error. An error that names no remedy, with a traceback, is a bug of ours.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -24,7 +25,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
-    epilog="Exit codes: 0 ok, 1 failure, 2 usage or recipe error, 3 quality floor missed, 130 interrupted.",
+    epilog="Exit codes: 0 ok, 1 failure, 2 usage or recipe error, 3 quality floor missed or loss slower, 130 interrupted.",
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 INTERRUPTED = 130  # what typer exits with on Ctrl-C, and what shells expect
@@ -219,6 +220,30 @@ def report(folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run fol
     from zoo.report import report as write
 
     typer.echo(str(write(folder)))
+
+
+@app.command()
+def bench(
+    compare: Annotated[
+        bool, typer.Option("--compare", help="Set our loss against what this machine stored; exit code 3 if slower.")
+    ] = False,
+    results: Annotated[Path, typer.Option(metavar="DIR", help="Where make bench keeps results, a file for each machine.")] = Path(
+        "benchmarks/results"
+    ),
+    device: Annotated[str | None, typer.Option(help="cpu or cuda; else the GPU if there is one.")] = None,
+) -> None:
+    """Time, memory and error of the contrastive loss beside other libraries' on this machine, in under a minute.
+
+    Times are ratios: to ours, and to what a matmul of the same run needs for the same arithmetic. On a CPU they are process CPU
+    time of one thread.
+    """
+    from zoo.bench import bench as bench_
+
+    outcome = bench_(device, compared_with=results if compare else None, say=partial(typer.echo, err=True))
+    typer.echo(outcome.text)
+    if outcome.slower:
+        typer.echo("\n".join(outcome.slower), err=True)
+        raise typer.Exit(3)
 
 
 def _root(data: Path | None) -> Path | None:
