@@ -27,7 +27,7 @@ test-slow: $(STAMP)
 	$(PYTEST) -m slow --benchmark-disable
 
 bench: $(STAMP)
-	$(PYTEST) benchmarks -q -rs
+	$(PYTEST) benchmarks -q -rs --benchmark-columns=median,min,max,rounds
 
 lint: $(STAMP)
 	$(BIN)/ruff check

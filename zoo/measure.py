@@ -175,7 +175,7 @@ def measure_memory(case: Case, step: Step, *, warm: Case | None = None) -> int |
     Args:
         case: What the step was made for.
         step: The call.
-        warm: A case for a first call that loads libraries and compiles; None: ``case`` itself.
+        warm: A case for a first call that loads libraries and compiles; None where that has been done.
     """
     status, reset = Path("/proc/self/status"), Path("/proc/self/clear_refs")
     if case.device == "cpu":
@@ -183,7 +183,8 @@ def measure_memory(case: Case, step: Step, *, warm: Case | None = None) -> int |
             return None
         # Else glibc would keep what the first call freed, and the second would seem to need less.
         ctypes.CDLL(None).mallopt(MMAP_THRESHOLD, 65536)
-    step(make_inputs(warm or case, seed=1))
+    if warm is not None:
+        step(make_inputs(warm, seed=1))
     inputs = make_inputs(case, seed=0)
     if case.device == "cuda":
         torch.cuda.synchronize()
