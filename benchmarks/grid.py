@@ -6,13 +6,14 @@ from typing import NamedTuple
 
 from zoo.bench import short_cases
 from zoo.contenders import Contender
-from zoo.measure import Case
+from zoo.measure import Case, Direction
 
 TOO_LONG = "left out at this size: the largest cases are ours, open_clip's and torch's"
 OURS_ALONE = "left out at this size: ours alone"
 OURS_AND_RIVAL = "left out at this size: ours and inf_cl, whose memory does not grow with N M"
 SAME = "left out at this size: on a CPU the same as ours"
 OURS = ("ours",)
+SELF: Direction = "self"
 
 
 class Entry(NamedTuple):
@@ -54,7 +55,8 @@ def gpu_grid(part: int) -> list[Entry]:
     1: ours over sizes and dtypes. 2: all contenders, and the one rival that needs no N M memory at 128k. 3: ours alone at the largest
     sizes, one-sided, one direction.
     """
-    directions, passes = ("both", "rows", "self"), (True, False)
+    two_sided: tuple[Direction, ...] = ("both", "rows")
+    passes = (True, False)
     if part == 1:
         sizes = [(n, d) for d in (256, 512, 768, 1024, 1536, 4096) for n in (2048, 4096, 8192, 16384, 32768, 65536)]
         half = [Case(n, d, "bf16", backward=b, device="cuda") for n, d in sizes for b in passes]
@@ -62,17 +64,17 @@ def gpu_grid(part: int) -> list[Entry]:
         return [Entry(case, OURS, OURS_ALONE) for case in (*half, *full)]
     if part == 2:
         every = [
-            Case(n, d, dtype, direction, b, device="cuda")  # type: ignore[arg-type]
+            Case(n, d, dtype, direction, b, device="cuda")
             for n in (8192, 32768)
             for d in (512, 1024)
             for dtype in ("bf16", "fp32")
-            for direction in ("both", "rows")
+            for direction in two_sided
             for b in (passes if dtype == "bf16" else (True,))
         ]
         large = [Case(131072, d, "bf16", device="cuda") for d in (512, 1024)]
         return [*map(Entry, every), *(Entry(case, ("ours", "inf_cl"), OURS_AND_RIVAL) for case in large)]
     alone = [
-        *(Case(n, d, "bf16", direction, device="cuda") for n in (8192, 32768) for d in (512, 1024) for direction in directions),
+        *(Case(n, d, "bf16", direction, device="cuda") for n in (8192, 32768) for d in (512, 1024) for direction in (*two_sided, SELF)),
         *(Case(n, 512, "bf16", backward=b, device="cuda") for n in (131072, 524288, 1048576) for b in passes),
         *(Case(32768, d, "bf16", scale=100.0, device="cuda") for d in (512, 1024)),
     ]

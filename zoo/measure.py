@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from zoo.kernels.contrastive import contrastive_loss
 
+Direction = Literal["both", "rows", "self"]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 COSINE = 0.25  # of a row and its positive: high enough to be found among thousands of random rows, low enough to leave a loss
 CEILING_SIZE = {"cpu": 2048, "cuda": 8192}  # side of the square matmul whose rate is the ceiling
@@ -28,7 +29,7 @@ class Case(NamedTuple):
     rows: int  # of each side; of the only side for direction "self"
     dim: int
     dtype: str = "fp32"  # one of DTYPES
-    direction: Literal["both", "rows", "self"] = "both"
+    direction: Direction = "both"
     backward: bool = True  # forward and backward; else forward alone
     scale: float = 50.0
     device: str = "cpu"
