@@ -13,6 +13,7 @@ Reduction = Literal["none", "sum", "mean"]
 Impl = Literal["auto", "reference", "chunked", "triton"]
 Precision = Literal["auto", "ieee", "tf32", "3xtf32"]
 Exchange = Literal["gather", "ring"]
+ScaleKind = Literal["log", "raw", "fixed"]
 CHOICES = {
     "direction": Direction,
     "form": Form,
@@ -20,6 +21,7 @@ CHOICES = {
     "impl": Impl,
     "precision": Precision,
     "exchange": Exchange,
+    "scale_kind": ScaleKind,
 }
 
 
@@ -51,38 +53,61 @@ def check_choices(smoothing: float, soft_weight: float | None, **given: str) -> 
         raise ValueError(f"soft_weight={soft_weight} must lie in 0..1 - smoothing, here 0..{1 - smoothing:g}")
 
 
+def check_scalars(**given: Tensor | float | None) -> None:
+    """Raise ValueError on the first that is more than one number."""
+    for name, value in given.items():
+        if isinstance(value, Tensor) and value.ndim:
+            raise ValueError(f"{name} must be a number or of shape (), not {tuple(value.shape)}")
+
+
+def check_positive(**given: float | None) -> None:
+    """Raise ValueError on the first that is not above 0."""
+    for name, value in given.items():
+        if value is not None and not value > 0:
+            raise ValueError(f"{name}={value} must be positive")
+
+
 def check_shapes(given: Arguments, direction: str, form: str) -> None:
-    """Raise ValueError on what the shapes alone tell, all faults at once."""
+    """Raise ValueError on what the shapes and types alone tell, all faults at once."""
     x, y, negatives = given.x, given.y, given.negatives
     if x.ndim != 2 or (y is not None and (y.ndim != 2 or y.shape[1] != x.shape[1])):
         raise ValueError(f"x must be (M, D) and y (N, D) or None, not {tuple(x.shape)} and {None if y is None else tuple(y.shape)}")
     M, N = len(x), len(x) if y is None else len(y)
     K = 0 if negatives is None else len(negatives)
-    faults = []
+    faults = [
+        f"{name} must be floating point, not {_named(value.dtype)}"
+        for name, value in {"x": x, "y": y, "negatives": negatives}.items()
+        if value is not None and not value.is_floating_point()
+    ]
     if negatives is not None and (negatives.ndim != 2 or negatives.shape[1] != x.shape[1]):
         faults.append(f"negatives must be (K, D) with D={x.shape[1]}, not {tuple(negatives.shape)}")
     faults += _faults_of_sides(given, M, N, direction)
     present_x, present_y = given.present if isinstance(given.present, tuple) else (given.present, None)
     groups_x, groups_y = given.groups if isinstance(given.groups, tuple) else (given.groups, None)
-    rows = {
-        "positive": (given.positive, M),
-        "ids_x": (given.ids_x, M),
-        "ids_y": (given.ids_y, N),
-        "ids_negatives": (given.ids_negatives, K),
-        "weight": (given.weight, M),
-        "present": (present_x, M),
-        "present of y": (present_y, N),
-        "groups": (groups_x, M),
-        "groups of y": (groups_y, N),
-    }
-    for name, (value, length) in rows.items():
-        if value is not None and value.shape != (length,):
-            faults.append(f"{name} must be ({length},), not {tuple(value.shape)}")
-    if given.known is not None and (given.known.ndim != 2 or given.known.shape[1] != 2):
-        faults.append(f"known must be (E, 2), not {tuple(given.known.shape)}")
+    faults += _faults_of_rows(M, torch.int64, {"positive": given.positive, "ids_x": given.ids_x, "groups": groups_x})
+    faults += _faults_of_rows(N, torch.int64, {"ids_y": given.ids_y, "groups of y": groups_y})
+    faults += _faults_of_rows(K, torch.int64, {"ids_negatives": given.ids_negatives})
+    faults += _faults_of_rows(M, torch.bool, {"present": present_x})
+    faults += _faults_of_rows(N, torch.bool, {"present of y": present_y})
+    faults += _faults_of_rows(M, None, {"weight": given.weight})
+    if given.known is not None and (given.known.ndim != 2 or given.known.shape[1] != 2 or given.known.dtype != torch.int64):
+        faults.append(f"known must be (E, 2) int64, not {tuple(given.known.shape)} {_named(given.known.dtype)}")
     faults += _faults_of_soft(given, M, N, K, form)
     if faults:
         raise ValueError("; ".join(faults))
+
+
+def _faults_of_rows(length: int, dtype: torch.dtype | None, given: dict[str, Tensor | None]) -> list[str]:
+    """What is not one value a row, or not of the type that is wanted; None: any."""
+    return [
+        f"{name} must be ({length},){'' if dtype is None else f' {_named(dtype)}'}, not {tuple(value.shape)} {_named(value.dtype)}"
+        for name, value in given.items()
+        if value is not None and (value.shape != (length,) or (dtype is not None and value.dtype != dtype))
+    ]
+
+
+def _named(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _faults_of_sides(given: Arguments, M: int, N: int, direction: str) -> list[str]:

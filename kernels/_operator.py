@@ -128,7 +128,7 @@ def _backward(
         gradients = blocks.backward_one_side(call.engine, x, call.teacher, call.pairs, rows, asked)
     else:
         gradients = blocks.backward(call.engine, x, y, call.teacher, call.pairs, rows, columns if call.columns else None, asked)
-    dx, dy = (None if d is None else (d * scale).to(x.dtype) for d in (gradients.x, gradients.y))
+    dx, dy = (None if d is None or not wanted else (d * scale).to(x.dtype) for d, wanted in zip(gradients[:2], needs[:2], strict=True))
     dx, dy, dscale, dbias = (scale.new_empty(0) if d is None else d for d in (dx, dy, gradients.scale, gradients.bias))
     return dx, dy, dscale, dbias
 

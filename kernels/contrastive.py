@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+import math
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from . import _arguments as arguments
-from ._arguments import Arguments, Direction, Exchange, Form, Impl, Precision, Reduction
-from ._operator import Setting, known_of_rows, mean_over, resolve
-from ._pairs import COUNT, HITS, PULL, PUSH, SOFT, TOTAL, Pairs, merge
+from ._arguments import Arguments, Direction, Exchange, Form, Impl, Precision, Reduction, ScaleKind
+from ._operator import Setting, known_of_rows, resolve
+from ._pairs import HITS, PULL, Pairs, merge
+from ._targets import Targets, reduce
 
 
 def contrastive_loss(
@@ -102,7 +104,7 @@ def contrastive_loss(
         () or, for reduction "none", (M,); float32, or float64 where an input is.
 
     Raises:
-        ValueError: On shapes, choices or an ``impl`` that do not fit; with ``validate``, also on indices out of range and on a batch in
+        ValueError: On shapes, types, choices or an ``impl`` that do not fit; with ``validate``, on indices out of range and on a batch in
             which no row counts.
     """
     given = Arguments(x, y, positive, groups, ids_x, ids_y, ids_negatives, present, soft, weight, negatives, known)
@@ -110,60 +112,26 @@ def contrastive_loss(
     arguments.check_choices(
         smoothing, share, direction=direction, form=form, reduction=reduction, impl=impl, precision=precision, exchange=exchange
     )
+    arguments.check_scalars(scale=scale, bias=bias)
     arguments.check_shapes(given, direction, form)
     if validate is None:
         validate = x.device.type == "cpu" and not torch.compiler.is_compiling()
     if validate:
         arguments.check_values(given, spread=(soft is not None or smoothing > 0) and direction != "rows" and y is not None)
     setting = resolve(impl, precision, group, exchange, x, y, form, direction, total=smoothing > 0)
-    targets = _Targets(form, groups is not None, smoothing, share or 0.0)
+    targets = Targets(form, groups is not None, smoothing, share or 0.0)
     with torch.autocast(x.device.type, enabled=False):  # it would form the logits in half precision
         rows, columns, counted, counted_columns = _known_of_both(given, scale, bias, normalize, setting)
         losses = []
         if direction != "columns":
             loss = targets.loss(rows, rows[PULL])
-            losses.append(_reduce(loss, counted, weight, reduction, setting.group))
+            losses.append(reduce(loss, counted, weight, reduction, setting.group))
         if direction != "rows":
             loss = targets.loss(columns, columns[PULL] if groups is not None else rows[PULL])
-            losses.append(_reduce(loss, counted_columns, weight, reduction, setting.group))
+            losses.append(reduce(loss, counted_columns, weight, reduction, setting.group))
         if validate and not bool(counted.any()) and group is None:
             raise ValueError("no row of the batch has a positive that is there: nothing to learn from (validate=False gives loss 0)")
         return torch.stack(losses).mean(0)
-
-
-class _Targets(NamedTuple):
-    """What a row should answer, and what it costs not to."""
-
-    form: str
-    grouped: bool
-    smoothing: float
-    soft: float
-
-    def loss(self, known: Tensor, pull: Tensor) -> Tensor:
-        """(7, M) of the anchors and the pull of the positive of each, (M,), to losses (M,)."""
-        push, total, count = known[PUSH], known[TOTAL], known[COUNT]
-        if self.grouped:
-            return self._grouped_loss(push, pull, total, count, known[HITS].clamp(min=1), known[SOFT])
-        # -logsigmoid(-z) is softplus(z), without the cut-off of F.softplus that costs float64 its digits.
-        if self.form == "sigmoid":
-            loss = push - F.logsigmoid(pull)
-            return loss + self.smoothing / 2 * (pull - total) if self.smoothing else loss
-        loss = -F.logsigmoid(pull - push)  # the cross entropy of the positive alone
-        if self.soft:
-            loss = loss + self.soft * (pull - known[SOFT])
-        if self.smoothing:
-            loss = loss + self.smoothing * (pull - (total + pull) / (count + 1))
-        return loss
-
-    def _grouped_loss(self, push: Tensor, pull: Tensor, total: Tensor, count: Tensor, hits: Tensor, soft: Tensor) -> Tensor:
-        if self.form == "sigmoid":
-            return push + self.smoothing / 2 * (2 * pull - total) if self.smoothing else push
-        target = (1 - self.soft - self.smoothing) * pull / hits
-        if self.soft:
-            target = target + self.soft * soft
-        if self.smoothing:
-            target = target + self.smoothing * total / count.clamp(min=1)
-        return push - target
 
 
 def _known_of_both(
@@ -257,15 +225,104 @@ def _taught(soft: tuple[Tensor, ...], sides: int, there: tuple[Tensor | None, ..
     return blanked[0], blanked[-1]
 
 
-def _reduce(loss: Tensor, counted: Tensor, weight: Tensor | None, reduction: Reduction, group: str) -> Tensor:
-    weight = torch.ones_like(loss) if weight is None else weight.to(loss.dtype)
-    weight = weight.masked_fill(~counted, 0)
-    loss = torch.where(counted, loss, 0) * weight
-    if reduction == "none":
-        return loss
-    if reduction == "sum":
-        return loss.sum()
-    total = weight.sum()
-    if group:
-        total = mean_over(total, group)
-    return loss.sum() / torch.where(total > 0, total, 1)
+class ContrastiveLoss(nn.Module):
+    """``contrastive_loss`` with its settings kept, and with a scale and a bias that may be learned.
+
+    Args:
+        scale: Positive; where the scale starts. The default is CLIP's temperature of 0.07 (Radford et al., 2021,
+            https://arxiv.org/abs/2103.00020).
+        scale_kind: What is learned. "log": the scale's logarithm (CLIP). "raw": the scale itself. "fixed": nothing.
+        max_scale: Positive; bound of the scale in use, 100 in CLIP. A learned scale beyond it gets the gradient at the bound
+            and so can come back, which that of a clamp, 0, would never let it.
+        bias: Where the learned bias of the sigmoid form starts, -10 in SigLIP. None: there is none.
+        direction: This and all that follow as in ``contrastive_loss``; only ``normalize`` is on unless switched off.
+
+    Raises:
+        ValueError: On a setting that is no choice or outside its range.
+    """
+
+    log_scale: nn.Parameter
+    raw_scale: nn.Parameter
+    fixed_scale: Tensor
+    bias: nn.Parameter | None
+
+    def __init__(
+        self,
+        *,
+        scale: float = 1 / 0.07,
+        scale_kind: ScaleKind = "log",
+        max_scale: float | None = None,
+        bias: float | None = None,
+        direction: Direction = "both",
+        form: Form = "softmax",
+        normalize: bool = True,
+        smoothing: float = 0.0,
+        soft_weight: float = 1.0,
+        reduction: Reduction = "mean",
+        impl: Impl = "auto",
+        precision: Precision = "auto",
+        group: Any = None,
+        exchange: Exchange = "gather",
+    ) -> None:
+        super().__init__()
+        choices = {"direction": direction, "form": form, "reduction": reduction, "impl": impl, "precision": precision, "exchange": exchange}
+        arguments.check_choices(smoothing, None, **choices, scale_kind=scale_kind)
+        arguments.check_positive(scale=scale, max_scale=max_scale)
+        self.scale_kind, self.max_scale = scale_kind, max_scale
+        value = torch.tensor(math.log(scale) if scale_kind == "log" else float(scale))
+        if scale_kind == "fixed":
+            self.register_buffer("fixed_scale", value)
+        else:  # the name tells the kind, so that weights of the one do not load as the other
+            self.register_parameter(f"{scale_kind}_scale", nn.Parameter(value))
+        self.register_parameter("bias", None if bias is None else nn.Parameter(torch.tensor(float(bias))))
+        self.direction, self.form, self.normalize, self.reduction = direction, form, normalize, reduction
+        self.smoothing, self.soft_weight = smoothing, soft_weight
+        self.impl, self.precision, self.group, self.exchange = impl, precision, group, exchange
+
+    @property
+    def scale(self) -> Tensor:
+        """() the factor in use."""
+        if self.scale_kind == "fixed":
+            return self.fixed_scale if self.max_scale is None else self.fixed_scale.clamp(max=self.max_scale)
+        is_log = self.scale_kind == "log"
+        stored: Tensor = self.log_scale if is_log else self.raw_scale
+        if self.max_scale is not None:
+            bound = math.log(self.max_scale) if is_log else self.max_scale
+            stored = stored.detach().clamp(max=bound) + (stored - stored.detach())
+        return stored.exp() if is_log else stored
+
+    def forward(
+        self,
+        x: Tensor,
+        y: Tensor | None = None,
+        *,
+        positive: Tensor | None = None,
+        groups: Tensor | tuple[Tensor, Tensor] | None = None,
+        ids_x: Tensor | None = None,
+        ids_y: Tensor | None = None,
+        present: Tensor | tuple[Tensor, Tensor] | None = None,
+        soft: tuple[Tensor, ...] | None = None,
+        weight: Tensor | None = None,
+        negatives: Tensor | None = None,
+        validate: bool | None = None,
+        known: Tensor | None = None,
+        ids_negatives: Tensor | None = None,
+    ) -> Tensor:
+        """The loss, () or, for reduction "none", (M,); all tensors as in ``contrastive_loss``."""
+        tensors = Arguments(x, y, positive, groups, ids_x, ids_y, ids_negatives, present, soft, weight, negatives, known)
+        return contrastive_loss(
+            **tensors._asdict(),
+            scale=self.scale,
+            bias=self.bias,
+            smoothing=self.smoothing,
+            soft_weight=self.soft_weight,
+            direction=self.direction,
+            form=self.form,
+            normalize=self.normalize,
+            reduction=self.reduction,
+            impl=self.impl,
+            precision=self.precision,
+            group=self.group,
+            exchange=self.exchange,
+            validate=validate,
+        )

@@ -227,7 +227,7 @@ class TestMasks:
         x, scale = vectors(4).requires_grad_(), torch.tensor(3.0, dtype=DOUBLE, requires_grad=True)
         ids = torch.tensor([1, 2, 1, 1])  # row 1 is the only negative there is, and row 3's positive
         each = contrastive_loss(x, scale=scale, positive=partners(2), ids_x=ids, reduction="none", direction="rows")
-        alone = contrastive_loss(x, scale=scale, positive=partners(2), ids_x=torch.ones(4), reduction="none")
+        alone = contrastive_loss(x, scale=scale, positive=partners(2), ids_x=torch.ones(4).long(), reduction="none")
         assert each.gt(0).tolist() == [True, True, True, False]
         assert torch.equal(alone, torch.zeros(4, dtype=DOUBLE))
         for loss in (each.sum(), alone.sum()):
