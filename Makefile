@@ -5,9 +5,10 @@ VENV ?= .venv
 WORKERS ?= 2
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+TRITON36 ?= .venv-triton36
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
-.PHONY: venv demo test test-slow bench lint format types clean
+.PHONY: venv demo test test-slow bench venv-triton36 aot lint format types clean
 
 venv: $(STAMP)
 
@@ -28,6 +29,17 @@ test-slow: $(STAMP)
 
 bench: $(STAMP)
 	$(PYTEST) benchmarks -q -rs --benchmark-columns=median,min,max,rounds
+
+venv-triton36: $(TRITON36)/.installed
+
+$(TRITON36)/.installed: benchmarks/triton36.txt
+	@echo "Installing into $(TRITON36): torch 2.11 and Triton 3.6, 5 GB on disk."
+	test -x $(TRITON36)/bin/python || $(PYTHON) -m venv $(TRITON36)
+	$(TRITON36)/bin/python -m pip install --quiet --disable-pip-version-check -r benchmarks/triton36.txt
+	touch $@
+
+aot: $(STAMP) $(TRITON36)/.installed
+	$(BIN)/python benchmarks/aot.py --python $(TRITON36)/bin/python --jobs $(WORKERS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check

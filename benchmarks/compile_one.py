@@ -43,8 +43,11 @@ def build(case: dict):
     module, name = case["kernel"].split(":")
     kernel = vars(importlib.import_module(module))[name]
     assert list(case["signature"]) == kernel.arg_names, f"{case['kernel']} takes {kernel.arg_names}, not {list(case['signature'])}"
+    fixed = {p.name for p in kernel.params if p.do_not_specialize or p.do_not_specialize_on_alignment}
+    promised = {argument for argument, kind in case["signature"].items() if kind.endswith(":16")}
+    assert not fixed & promised, f"no launch promises that these are divisible: {sorted(fixed & promised)}"
     types = {argument: kind.removesuffix(":16") for argument, kind in case["signature"].items()}
-    divisible = {(i,): [["tt.divisibility", 16]] for i, kind in enumerate(case["signature"].values()) if kind.endswith(":16")}
+    divisible = {(i,): [["tt.divisibility", 16]] for i, argument in enumerate(types) if argument in promised}
     source = ASTSource(kernel, types, case["constexprs"], divisible)
     options = {"num_warps": case["num_warps"], "num_stages": case["num_stages"]}
     if case["maxnreg"] is not None:
@@ -71,18 +74,22 @@ def disassemble(binary: bytes, option: str) -> str:
 
 
 def figures(compiled) -> dict:
-    """Registers and bytes per thread, bytes of shared memory per program, counts of instructions."""
+    """Registers and bytes of stack per thread; bytes of shared and columns of tensor memory per program; counts of instructions."""
     usage = disassemble(compiled.asm["cubin"], "-res-usage")
     (resources,) = USAGE.findall(usage)
     found, shapes = count(disassemble(compiled.asm["cubin"], "-sass"))
     assert found, "the machine code was not understood: no instruction was found in it"
-    return {
+    made = {
         "registers": int(resources[0]),
         "stack": int(resources[1]),
         "shared": compiled.metadata.shared,
         "instructions": {name: found[name] for name in COUNTED if found[name]},
-        "shapes": shapes,
     }
+    if shapes:
+        made["shapes"] = shapes
+    if compiled.metadata.tmem_size:  # sm_100
+        made["tensor_memory"] = compiled.metadata.tmem_size
+    return made
 
 
 def main() -> None:
