@@ -13,7 +13,7 @@ OURS_ALONE = "left out at this size: ours alone"
 OURS_AND_RIVAL = "left out at this size: ours and inf_cl, whose memory does not grow with N M"
 SAME = "left out at this size: on a CPU the same as ours"
 OURS = ("ours",)
-SELF: Direction = "self"
+TWO_SIDED: tuple[Direction, ...] = ("both", "rows")
 
 
 class Entry(NamedTuple):
@@ -50,32 +50,28 @@ def cpu_grid() -> list[Entry]:
 
 
 def gpu_grid(part: int) -> list[Entry]:
-    """One of three parts, each for under ten minutes on an H200.
+    """One of three parts, each for under ten minutes on an H200; no case is in two.
 
-    1: ours over sizes and dtypes. 2: all contenders, and the one rival that needs no N M memory at 128k. 3: ours alone at the largest
-    sizes, one-sided, one direction.
+    1: ours over sizes. 2: all contenders. 3: the largest sizes, at 128k with the one rival that needs no N M memory; one-sided.
     """
-    two_sided: tuple[Direction, ...] = ("both", "rows")
-    passes = (True, False)
+    both_passes = (True, False)
+    together = [(n, d) for n in (8192, 32768) for d in (512, 1024)]  # where all contenders meet
     if part == 1:
         sizes = [(n, d) for d in (256, 512, 768, 1024, 1536, 4096) for n in (2048, 4096, 8192, 16384, 32768, 65536)]
-        half = [Case(n, d, "bf16", backward=b, device="cuda") for n, d in sizes for b in passes]
-        full = [Case(n, d, "fp32", device="cuda") for n in (8192, 32768) for d in (512, 1024)]
-        return [Entry(case, OURS, OURS_ALONE) for case in (*half, *full)]
+        alone = [Case(n, d, "bf16", backward=b, device="cuda") for n, d in sizes if (n, d) not in together for b in both_passes]
+        return [Entry(case, OURS, OURS_ALONE) for case in alone]
     if part == 2:
-        every = [
-            Case(n, d, dtype, direction, b, device="cuda")
-            for n in (8192, 32768)
-            for d in (512, 1024)
-            for dtype in ("bf16", "fp32")
-            for direction in two_sided
-            for b in (passes if dtype == "bf16" else (True,))
+        return [
+            Entry(Case(n, d, dtype, direction, backward, device="cuda"))
+            for dtype, passes in (("bf16", both_passes), ("fp32", (True,)))
+            for n, d in together
+            for direction in TWO_SIDED
+            for backward in passes
         ]
-        large = [Case(131072, d, "bf16", device="cuda") for d in (512, 1024)]
-        return [*map(Entry, every), *(Entry(case, ("ours", "inf_cl"), OURS_AND_RIVAL) for case in large)]
     alone = [
-        *(Case(n, d, "bf16", direction, device="cuda") for n in (8192, 32768) for d in (512, 1024) for direction in (*two_sided, SELF)),
-        *(Case(n, 512, "bf16", backward=b, device="cuda") for n in (131072, 524288, 1048576) for b in passes),
+        *(Case(n, d, "bf16", "self", device="cuda") for n, d in together),
+        *(Case(n, 512, "bf16", backward=b, device="cuda") for n in (524288, 1048576) for b in both_passes),
         *(Case(32768, d, "bf16", scale=100.0, device="cuda") for d in (512, 1024)),
     ]
-    return [Entry(case, OURS, OURS_ALONE) for case in alone]
+    large = [Case(131072, d, "bf16", device="cuda") for d in (512, 1024)]
+    return [*(Entry(case, OURS, OURS_ALONE) for case in alone), *(Entry(case, ("ours", "inf_cl"), OURS_AND_RIVAL) for case in large)]

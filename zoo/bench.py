@@ -116,7 +116,7 @@ def prepare(case: Case, contender: Contender) -> tuple[Step | None, str | None]:
     except Exception as e:
         if contender.is_ours:
             raise
-        return None, f"{type(e).__name__}: {str(e).strip().partition(chr(10))[0][:160]}"
+        return None, f"{type(e).__name__}: {' '.join(str(e).split())[:160]}"
     return step, None
 
 

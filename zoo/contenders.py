@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from importlib import import_module
-from importlib.util import find_spec
+from importlib.util import find_spec, module_from_spec, spec_from_file_location
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -15,6 +16,9 @@ from zoo.errors import ZooError, unknown
 from zoo.kernels.contrastive import contrastive_loss
 from zoo.measure import Case, Inputs, Step
 
+OURS = "multimodal-zoo"
+Impl = Literal["auto", "reference", "chunked", "triton"]
+Precision = Literal["auto", "ieee", "tf32", "3xtf32"]
 CACHED_ROWS = 1024  # rows at a time of the cached sentence-transformers loss
 
 
@@ -33,7 +37,7 @@ class Contender(NamedTuple):
     @property
     def is_ours(self) -> bool:
         """Whether this is the zoo's own loss."""
-        return self.package == "multimodal-zoo"
+        return self.package == OURS
 
     def refusal(self, case: Case) -> str | None:
         """Why this case cannot be measured here; None if it can. A table lists the reason in the place of numbers."""
@@ -88,7 +92,16 @@ def _each_way(case: Case, one_way: Callable[[Tensor, Tensor, Inputs], Tensor]) -
     return _differentiated(case, loss)
 
 
-def _ours(impl: Literal["auto", "reference", "chunked", "triton"]) -> Callable[[Case], Step]:
+def ours(impl: Impl, *, precision: Precision = "auto", normalize: bool = False, learn_scale: bool = True) -> Callable[[Case], Step]:
+    """The zoo's own loss as a maker of steps.
+
+    Args:
+        impl: As in `contrastive_loss`.
+        precision: Likewise.
+        normalize: Likewise; the inputs are unit rows already, so the value stays.
+        learn_scale: Whether the scale gets a gradient too.
+    """
+
     def make(case: Case) -> Step:
         direction: Literal["both", "rows"] = "both" if case.direction == "both" else "rows"
 
@@ -96,10 +109,12 @@ def _ours(impl: Literal["auto", "reference", "chunked", "triton"]) -> Callable[[
             return contrastive_loss(
                 inputs.x,
                 inputs.y,
-                scale=inputs.scale,
+                scale=inputs.scale if learn_scale else case.scale,
                 positive=inputs.partner if inputs.y is None else None,
                 direction=direction,
+                normalize=normalize,
                 impl=impl,
+                precision=precision,
                 validate=False,
             )
 
@@ -110,13 +125,25 @@ def _ours(impl: Literal["auto", "reference", "chunked", "triton"]) -> Callable[[
 
 def _open_clip(case: Case) -> Step:
     """Under autocast for half-precision inputs, as open_clip trains."""
-    loss = import_module("open_clip.loss").ClipLoss()
-    return _under_autocast(case, loss)
+    return _under_autocast(case, _clip_loss())
 
 
 def _open_clip_compiled(case: Case) -> Step:
     torch.compiler.reset()  # else the ninth size would silently run uncompiled
-    return _under_autocast(case, torch.compile(import_module("open_clip.loss").ClipLoss(), dynamic=False))
+    return _under_autocast(case, torch.compile(_clip_loss(), dynamic=False))
+
+
+def _clip_loss() -> Any:
+    """From its file alone: the package around it imports libraries of models, which a machine for measuring need not have."""
+    package = find_spec("open_clip")
+    assert package is not None, "refused by Contender.refusal"
+    assert package.origin is not None, package
+    spec = spec_from_file_location("open_clip_loss", Path(package.origin).with_name("loss.py"))
+    assert spec is not None, package
+    assert spec.loader is not None, package
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.ClipLoss()
 
 
 def _under_autocast(case: Case, loss: Any) -> Step:
@@ -184,13 +211,12 @@ def _ranking_loss(name: str, case: Case, **settings: int) -> Any:
     )
 
 
-_OURS = "multimodal-zoo"
 _EVERY = ("both", "rows", "self")
 _TRITON = ("cuda",)
 _CONTENDERS = (
-    Contender("ours", _ours("auto"), _OURS, directions=_EVERY),
-    Contender("ours chunked", _ours("chunked"), _OURS, directions=_EVERY),
-    Contender("ours reference", _ours("reference"), _OURS, directions=_EVERY),
+    Contender("ours", ours("auto"), OURS, directions=_EVERY),
+    Contender("ours chunked", ours("chunked"), OURS, directions=_EVERY),
+    Contender("ours reference", ours("reference"), OURS, directions=_EVERY),
     Contender("open_clip", _open_clip, "open_clip_torch", "open_clip", directions=("both",)),
     Contender("open_clip compiled", _open_clip_compiled, "open_clip_torch", "open_clip", directions=("both",), compiles=True),
     Contender("inf_cl", _inf_cl, "inf-cl", "inf_cl", devices=_TRITON, multiple_of=(64, 256)),
