@@ -1,0 +1,225 @@
+"""One linear map per modality for rows that lie mixed in one tensor, without sending every row through every map."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple, get_args
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from . import _expert_linear_grouped as grouped
+from ._choice import choose
+
+Impl = Literal["auto", "reference", "grouped", "triton"]
+
+_NAME = __name__.replace(".", "_")  # a lifted copy beside this one registers operations of its own
+
+
+class Routing(NamedTuple):
+    """Which rows go to which expert, sorted; made once by `route` for all the layers that share it."""
+
+    expert: Tensor  # (...) int64
+    order: Tensor  # (M,) int64, the rows (counted through all leading dimensions) sorted by expert, those without one last
+    starts: Tensor  # (E + 2,) int64, where each expert's rows begin in ``order``, then those without one, then the end
+
+
+def route(expert: Tensor, experts: int) -> Routing:
+    """Sort rows by their expert, stably and without waiting for the device.
+
+    Args:
+        expert: (...) int64, -1..experts - 1; -1 for none. On a CPU, outside torch.compile, the range is checked; elsewhere
+            what lies outside of it counts as -1.
+        experts: E, how many there are.
+
+    Raises:
+        ValueError: If an index was checked and lies outside the range.
+    """
+    inside = (expert >= 0) & (expert < experts)
+    if expert.device.type == "cpu" and not torch.compiler.is_compiling() and not bool((inside | (expert == -1)).all()):
+        raise ValueError(f"expert must lie in -1..{experts - 1}, but holds {int(expert.min())}..{int(expert.max())}")
+    ordered, order = torch.sort(torch.where(inside, expert, experts).flatten(), stable=True)
+    starts = torch.searchsorted(ordered, torch.arange(experts + 2, device=expert.device))
+    return Routing(expert, order, starts)
+
+
+def expert_linear(
+    x: Tensor,
+    weights: Tensor,
+    biases: Tensor | None = None,
+    *,
+    expert: Tensor | Routing | None = None,
+    sizes: Sequence[int] | None = None,
+    impl: Impl = "auto",
+) -> Tensor:
+    """Each row through the weights of its own expert: the feed-forwards of VLMo, the multiway layers of BEiT-3, CogVLM's visual expert.
+
+    Bao et al., VLMo, 2022, https://arxiv.org/abs/2111.02358. Wang et al., BEiT-3, 2023, https://arxiv.org/abs/2208.10442.
+    Wang et al., CogVLM, 2023, https://arxiv.org/abs/2311.03079.
+
+    A row without an expert (-1) gives a row of zeros and gets a gradient of zeros; an expert without rows gets a gradient of zeros.
+    What stands in the rows of one expert, NaN included, never reaches the gradient of another. Products of float32 are as exact as
+    `torch.set_float32_matmul_precision` says. Results repeat bit for bit. Under autocast, arguments are cast as those of `F.linear` are.
+
+    Args:
+        x: (..., D_in), of any strides.
+        weights: (E, D_out, D_in), each as `nn.Linear` holds it; experts that are modules of their own: `torch.stack` of theirs.
+        biases: (E, D_out), or None.
+        expert: (...) int64, the expert of each row, -1 for none; or what `route` made of it. For modalities that alternate.
+        sizes: Instead of ``expert``: how many tokens of x (..., N, D_in) each expert has, in order, N together. For modalities that
+            lie one after the other: nothing is gathered or copied, but for the gradient of the weights over several sequences.
+        impl: reference: every row through every expert, masked; differentiable twice. grouped: library matmuls of one expert's rows at
+            a time; waits for the device where ``expert`` lies on one. triton: one grouped matmul, rows gathered as they are loaded. auto:
+            triton for ``expert`` on CUDA (capability 8.0 or more, not float64), else grouped.
+
+    Returns:
+        (..., D_out)
+
+    Raises:
+        ValueError: On shapes, dtypes or an ``impl`` that do not fit; see `route` for values.
+        RuntimeError: On a second derivative, but for impl="reference".
+    """
+    _check(x, weights, biases, expert, sizes, impl)
+    x, weights, biases = _autocast(x, weights, biases)
+    *lead, d_in = x.shape
+    E, d_out, _ = weights.shape
+    if sizes is not None:
+        if impl in ("auto", "grouped"):
+            B, N = math.prod(lead[:-1]), lead[-1]
+            return _runs(x.reshape(B, N, d_in), weights, biases, list(sizes)).reshape(*lead, d_out)
+        expert = torch.cat([torch.full((size,), e, device=x.device) for e, size in enumerate(sizes)]).expand(lead)
+    assert expert is not None
+    if impl == "reference":
+        return _reference(x, weights, biases, expert.expert if isinstance(expert, Routing) else expert)
+    routing = expert if isinstance(expert, Routing) else route(expert, E)
+    chosen = choose(impl, x.device, x.dtype, "grouped")
+    y = _rows(x.reshape(math.prod(lead), d_in), weights, biases, routing.order, routing.starts, chosen)
+    return y.reshape(*lead, d_out)
+
+
+def _check(
+    x: Tensor, weights: Tensor, biases: Tensor | None, expert: Tensor | Routing | None, sizes: Sequence[int] | None, impl: str
+) -> None:
+    if impl not in get_args(Impl):
+        raise ValueError(f"impl={impl!r} is no choice: one of {', '.join(get_args(Impl))}")
+    if weights.ndim != 3 or x.ndim < 2 or x.shape[-1] != weights.shape[2]:
+        raise ValueError(f"x must be (..., D_in) and weights (E, D_out, D_in), not {tuple(x.shape)} and {tuple(weights.shape)}")
+    faults, E = [], len(weights)
+    if biases is not None and biases.shape != weights.shape[:2]:
+        faults.append(f"biases must be {tuple(weights.shape[:2])}, not {tuple(biases.shape)}")
+    if (expert is None) == (sizes is None):
+        faults.append("the experts of the rows are named by expert or by sizes, by one of the two")
+    elif sizes is not None:
+        if len(sizes) != E or sum(sizes) != x.shape[-2] or any(size < 0 for size in sizes):
+            faults.append(f"sizes must be {E} numbers from 0 that sum to N={x.shape[-2]}, not {list(sizes)}")
+    elif isinstance(expert, Routing):
+        if expert.expert.shape != x.shape[:-1] or len(expert.starts) != E + 2:
+            of = f"{tuple(expert.expert.shape)} rows and {len(expert.starts) - 2} experts"
+            faults.append(f"the routing is one of {of}, but here are {tuple(x.shape[:-1])} and {E}")
+    elif expert is not None and (expert.shape != x.shape[:-1] or expert.dtype != torch.int64):
+        faults.append(f"expert must be {tuple(x.shape[:-1])} int64, not {tuple(expert.shape)} {expert.dtype}")
+    dtypes = {t.dtype for t in (x, weights, biases) if t is not None}
+    if len(dtypes) > 1 and not torch.is_autocast_enabled(x.device.type):
+        faults.append(f"x, weights and biases must have one dtype, not {', '.join(sorted(map(str, dtypes)))}")
+    if faults:
+        raise ValueError("; ".join(faults))
+
+
+def _autocast(x: Tensor, weights: Tensor, biases: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+    kind = x.device.type
+    if not torch.is_autocast_enabled(kind) or x.dtype == torch.float64:
+        return x, weights, biases
+    dtype = torch.get_autocast_dtype(kind)
+    return x.to(dtype), weights.to(dtype), None if biases is None else biases.to(dtype)
+
+
+def _reference(x: Tensor, weights: Tensor, biases: Tensor | None, expert: Tensor) -> Tensor:
+    y = x.new_zeros(*x.shape[:-1], weights.shape[1])
+    for e, weight in enumerate(weights):
+        others = (expert != e)[..., None]
+        mine = F.linear(x.masked_fill(others, 0), weight, None if biases is None else biases[e])
+        y = y + mine.masked_fill(others, 0)
+    return y
+
+
+@torch.library.custom_op(f"{_NAME}::rows", mutates_args=())
+def _rows(x: Tensor, weights: Tensor, biases: Tensor | None, order: Tensor, starts: Tensor, impl: str) -> Tensor:
+    if impl == "grouped":
+        return grouped.forward(x, weights, biases, order, starts)
+    from ._expert_linear_triton import forward  # triton is there on Linux only
+
+    return forward(x, weights, biases, order, starts)
+
+
+@_rows.register_fake
+def _(x, weights, biases, order, starts, impl):
+    return x.new_empty(x.shape[0], weights.shape[1])
+
+
+@torch.library.custom_op(f"{_NAME}::rows_backward", mutates_args=())
+def _rows_backward(
+    dy: Tensor, x: Tensor, weights: Tensor, order: Tensor, starts: Tensor, needs: list[bool], impl: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    if impl == "grouped":
+        return grouped.backward(dy, x, weights, order, starts, needs)
+    from ._expert_linear_triton import backward
+
+    return backward(dy, x, weights, order, starts, needs)
+
+
+@torch.library.custom_op(f"{_NAME}::runs", mutates_args=())
+def _runs(x: Tensor, weights: Tensor, biases: Tensor | None, sizes: list[int]) -> Tensor:
+    return grouped.forward_runs(x, weights, biases, sizes)
+
+
+@_runs.register_fake
+def _(x, weights, biases, sizes):
+    return x.new_empty(*x.shape[:2], weights.shape[1])
+
+
+@torch.library.custom_op(f"{_NAME}::runs_backward", mutates_args=())
+def _runs_backward(dy: Tensor, x: Tensor, weights: Tensor, sizes: list[int], needs: list[bool]) -> tuple[Tensor, Tensor, Tensor]:
+    return grouped.backward_runs(dy, x, weights, sizes, needs)
+
+
+def _fake_gradients(x: Tensor, weights: Tensor, needs: list[bool]) -> tuple[Tensor, Tensor, Tensor]:
+    shapes = (x.shape, weights.shape, weights.shape[:2])
+    dx, dw, db = (x.new_empty(shape if needed else (0,)) for shape, needed in zip(shapes, needs, strict=True))
+    return dx, dw, db
+
+
+_rows_backward.register_fake(lambda dy, x, weights, order, starts, needs, impl: _fake_gradients(x, weights, needs))
+_runs_backward.register_fake(lambda dy, x, weights, sizes, needs: _fake_gradients(x, weights, needs))
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, weights, _, *where = inputs
+    tensors = [value for value in where if isinstance(value, Tensor)]
+    ctx.save_for_backward(x, weights, *tensors)
+    ctx.choice = where[len(tensors) :]
+
+
+def _given(ctx: Any, gradients: tuple[Tensor, ...]) -> list[Tensor | None]:
+    return [gradient if needed else None for gradient, needed in zip(gradients, ctx.needs_input_grad, strict=False)]
+
+
+def _through_rows(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+    gradients = _rows_backward(dy.contiguous(), *ctx.saved_tensors, list(ctx.needs_input_grad[:3]), *ctx.choice)
+    return (*_given(ctx, gradients), None, None, None)
+
+
+def _through_runs(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+    gradients = _runs_backward(dy.contiguous(), *ctx.saved_tensors, *ctx.choice, list(ctx.needs_input_grad[:3]))
+    return (*_given(ctx, gradients), None)
+
+
+def _refuse_twice(ctx: Any, *gradients: Tensor) -> None:
+    raise RuntimeError("expert_linear has first derivatives only: for second ones, as with create_graph=True, write impl='reference'")
+
+
+_rows.register_autograd(_through_rows, setup_context=_keep)
+_runs.register_autograd(_through_runs, setup_context=_keep)
+_rows_backward.register_autograd(_refuse_twice)
+_runs_backward.register_autograd(_refuse_twice)
