@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import io
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
-from zoo.bench import RESULTS, Record, load
+from zoo.bench import RESULTS, Record, load, machines
 from zoo.errors import ZooError
 from zoo.files import write_bytes
 
@@ -56,11 +55,11 @@ def missing(records: Sequence[Record]) -> dict[str, str]:
     return {r.contender: r.missing for r in records if r.contender not in measured and r.missing is not None}
 
 
-def picture(machines: dict[str, list[Record]], value: Callable[[Record], float | None], axis: str) -> bytes:
+def picture(by_machine: dict[str, list[Record]], value: Callable[[Record], float | None], axis: str) -> bytes:
     """PNG with a panel for each machine; below it, who is not in it and why."""
-    figure = Figure(figsize=(7.5, 4.6 * len(machines) + 0.6), layout="constrained")
-    panels = figure.subplots(len(machines), 1, squeeze=False)[:, 0]
-    for panel, (name, records) in zip(panels, machines.items(), strict=True):
+    figure = Figure(figsize=(7.5, 4.6 * len(by_machine) + 0.6), layout="constrained")
+    panels = figure.subplots(len(by_machine), 1, squeeze=False)[:, 0]
+    for panel, (name, records) in zip(panels, by_machine.items(), strict=True):
         _draw(panel, name, curves(records, value), axis)
         if absent := missing(records):
             panel.annotate(
@@ -99,15 +98,14 @@ def draw(results: Path, out: Path) -> list[Path]:
     Raises:
         ZooError: If there are no results.
     """
-    files = [path for path in sorted(results.glob("*.json")) if "records" in json.loads(path.read_text(encoding="utf-8"))]
-    if not files:
+    found = {name: load(path) for name, path in machines(results).items()}
+    if not found:
         raise ZooError(f"no results in {results}: make some with: make bench")
-    machines = {path.stem: load(path) for path in files}
     values: dict[str, tuple[Callable[[Record], float | None], str]] = {
         "time": (lambda record: record.timing and record.timing.seconds, "seconds of a call (CPU: of the process)"),
         "memory": (lambda record: record.memory and record.memory / 2**20, "MiB above the inputs"),
     }
-    return [write_bytes(out / f"contrastive_{name}.png", picture(machines, value, axis)) for name, (value, axis) in values.items()]
+    return [write_bytes(out / f"contrastive_{name}.png", picture(found, value, axis)) for name, (value, axis) in values.items()]
 
 
 def main() -> None:

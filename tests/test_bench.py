@@ -299,7 +299,8 @@ class TestResults:
             load(tmp_path / "x.json")
 
     def test_without_a_baseline(self, tmp_path):
-        (tmp_path / "nvidia-h200.json").write_text("{}")
+        (tmp_path / "nvidia-h200.json").write_text('{"records": []}')
+        (tmp_path / "aot.json").write_text("[]")
         with pytest.raises(ZooError, match=r"no baseline of the machine m in .* \(have: nvidia-h200\): store one with: make bench"):
             baseline({"name": "m"}, tmp_path)
 

@@ -220,6 +220,12 @@ def _record(
     return Record(case=Case(**case), timing=Timing(**timing) if timing else None, error=Error(**error) if error else None, **rest)
 
 
+def machines(folder: Path = RESULTS) -> dict[str, Path]:
+    """The files of results by machine; what else lies in the folder is left alone."""
+    contents = {path: json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))}
+    return {path.stem: path for path, content in contents.items() if isinstance(content, dict) and "records" in content}
+
+
 def baseline(about: dict[str, Any], folder: Path = RESULTS) -> list[Record]:
     """The stored records of this machine.
 
@@ -228,7 +234,7 @@ def baseline(about: dict[str, Any], folder: Path = RESULTS) -> list[Record]:
     """
     path = folder / f"{about['name']}.json"
     if not path.is_file():
-        others = ", ".join(sorted(other.stem for other in folder.glob("*.json"))) or "none"
+        others = ", ".join(machines(folder)) or "none"
         raise ZooError(f"no baseline of the machine {about['name']} in {folder} (have: {others}): store one with: make bench")
     return load(path)
 
