@@ -232,8 +232,7 @@ def compile_listed(cases: dict[Key, Case], pythons: Sequence[str], path: Path = 
 
     Rows of cases that are listed no more are dropped; those of a version that no interpreter has are kept.
     """
-    rows = {key: row for key, row in read(path).items() if key in cases}
-    write(path, rows)
+    rows = keep(path, cases, {})
     versions = {version_of(python): python for python in pythons}
     missing = [
         (key, full, python)
@@ -253,11 +252,18 @@ def compile_listed(cases: dict[Key, Case], pythons: Sequence[str], path: Path = 
                 key, full = running[done]
                 figures = done.result()
                 seconds = figures.pop("seconds", None)  # of this machine, not of the kernel
-                rows[key] = {**key._asdict(), "triton": full, "digest": digest(cases[key]), **figures}
-                write(path, rows)
-                print(f"{number}/{len(missing)} {line(cases[key], rows[key])} ({seconds} s)", flush=True)
+                row = {**key._asdict(), "triton": full, "digest": digest(cases[key]), **figures}
+                rows = keep(path, cases, {key: row})
+                print(f"{number}/{len(missing)} {line(cases[key], row)} ({seconds} s)", flush=True)
         finally:
             pool.shutdown(cancel_futures=True)
+    return rows
+
+
+def keep(path: Path, cases: dict[Key, Case], made: dict[Key, Row]) -> dict[Key, Row]:
+    """Read the table again, for another run may have added to it, add what was ``made``, drop what is listed no more."""
+    rows = {key: row for key, row in read(path).items() if key in cases} | made
+    write(path, rows)
     return rows
 
 
