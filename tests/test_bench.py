@@ -242,6 +242,7 @@ class TestMeasure:
         code = (
             "import torch; from zoo.measure import Case, measure_memory; torch.set_num_threads(1)\n"
             "def step(inputs):\n    kept = torch.ones(1 << 23)\n    torch.ones(1 << 23)\n    return kept.sum()\n"
+            "torch.ones(1 << 26)  # an earlier and higher peak\n"
             "print(measure_memory(Case(16, 8), step))"
         )
         done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
@@ -374,10 +375,12 @@ class TestCommand:
         assert err.count(f" at commit {bench.commit()}\n") == 3
 
     def test_threads_are_as_they_were(self, tiny, clock, tmp_path):
+        """Even where the baseline turns out to lack a case."""
         before = torch.get_num_threads()
+        store([record(Case(4, 4))], machine("cpu"), "", tmp_path)
         try:
             torch.set_num_threads(2)
-            with pytest.raises(ZooError):
+            with pytest.raises(ZooError, match="the baseline of this machine has no ours, both 16x8"):
                 bench.bench("cpu", compared_with=tmp_path)
             assert torch.get_num_threads() == 2
         finally:

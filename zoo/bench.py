@@ -292,7 +292,7 @@ def table(records: Sequence[Record]) -> str:
         mine = [record for record in records if record.case == case]
         ours = next((r.timing.ratio for r in mine if r.contender == "ours" and r.timing is not None), None)
         rows += [[record.contender, *_cells(record, ours)] for record in mine if record.timing is not None]
-        widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+        widths = [max(len(record.contender) for record in mine), *(max(len(row[i]) for row in rows) for i in range(1, len(rows[0])))]
         lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
         lines += [f"{record.contender.ljust(widths[0])}  {record.missing}" for record in mine if record.timing is None]
         blocks.append("\n".join([case.name, *lines]))
