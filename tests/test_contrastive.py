@@ -272,29 +272,3 @@ class TestPrecision:
 
         compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
         check_gradients(compiled, loss, vectors(6), torch.tensor(1.0, dtype=DOUBLE))
-
-
-class TestRefusals:
-    """Each message names what is wrong."""
-
-    @pytest.mark.parametrize(
-        "x, y, given, message",
-        [
-            (vectors(4), vectors(4, 6), {}, r"x must be \(M, D\) and y \(N, D\) or None, not \(4, 5\) and \(4, 6\)"),
-            (vectors(4), None, {}, "one side needs positive"),
-            (vectors(4), None, {"positive": partners(2), "ids_y": torch.arange(4)}, "its ids are ids_x"),
-            (vectors(4), None, {"positive": partners(2), "present": (torch.ones(4).bool(),) * 2}, "one present, not a pair"),
-            (vectors(4), vectors(4), {"ids_x": torch.arange(4)}, "both ids_x and ids_y"),
-            (vectors(4), vectors(3), {}, "x has 4 rows and y 3"),
-            (vectors(2), vectors(0), {"positive": torch.tensor([-1, -1])}, "y has no rows"),
-            (vectors(4), vectors(4), {"weight": torch.ones(3), "known": torch.ones(2)}, r"weight must be \(4,\).*known must be \(E, 2\)"),
-            (vectors(4), vectors(4), {"present": (torch.ones(4).bool(), torch.ones(3).bool())}, "present of y must be"),
-            (vectors(4), vectors(4), {"direction": "sideways"}, "direction='sideways' is no choice: one of rows, columns, both"),
-            (vectors(4), vectors(4), {"positive": torch.tensor([0, 1, 2, 4])}, r"positive must lie in -1\.\.3, but holds 0\.\.4"),
-            (vectors(4), None, {"positive": torch.tensor([0, 3, 0, 1])}, "positive must not name the row itself"),
-            (vectors(4), vectors(4), {"known": torch.tensor([[0, 4]])}, "known must name rows below 4 of x and below 4 of y"),
-        ],
-    )
-    def test_what_does_not_fit(self, x, y, given, message):
-        with pytest.raises(ValueError, match=message):
-            contrastive_loss(x, y, scale=1.0, **given)
