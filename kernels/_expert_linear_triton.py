@@ -10,6 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ._padding import padded
 from ._tiles import place
 
 
@@ -98,7 +99,7 @@ def sum_over_rows(
 INTERPRETED = not isinstance(times_weights, triton.JITFunction)
 SLOTS = 32  # for the experts and one more; room for more costs next to nothing, a power of its own for each number a compile
 GROUP = 8  # row tiles that pass over the weights together, which then stay in the L2 cache
-MULTIPLE = 16 if INTERPRETED else 64  # of the widths that the kernels see: masks and odd strides along a width end pipelining and spill
+MULTIPLE = 16 if INTERPRETED else 64  # of the widths that the kernels see
 
 
 class Tiles(NamedTuple):
@@ -126,31 +127,20 @@ def _precision(dtype: torch.dtype) -> str:
 
 def forward(x: Tensor, weights: Tensor, biases: Tensor | None, order: Tensor, starts: Tensor) -> Tensor:
     """(M, D_out) from x (M, D_in); order and starts as in `Routing`."""
-    y = _times(_even(x, 1), _even(weights, 2), None if biases is None else _even(biases, 1), order, starts)
+    y = _times(padded(x, 1, MULTIPLE), padded(weights, 2, MULTIPLE), None if biases is None else padded(biases, 1, MULTIPLE), order, starts)
     return y[:, : weights.shape[1]].contiguous()
 
 
 def backward(dy: Tensor, x: Tensor, weights: Tensor, order: Tensor, starts: Tensor, needs: list[bool]) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of x, weights and biases; empty where not needed."""
     E, N, K = weights.shape
-    dy, dx, dw, db = _even(dy, 1), x.new_empty(0), x.new_empty(0), x.new_empty(0)
+    dy, dx, dw, db = padded(dy, 1, MULTIPLE), x.new_empty(0), x.new_empty(0), x.new_empty(0)
     if needs[0]:
-        dx = _times(dy, _even(weights, 2).transpose(1, 2), None, order, starts)[:, :K].contiguous()
+        dx = _times(dy, padded(weights, 2, MULTIPLE).transpose(1, 2), None, order, starts)[:, :K].contiguous()
     if needs[1] or needs[2]:
-        dw, db = _sum(dy, _even(x, 1), order, starts, E, needs[2])
+        dw, db = _sum(dy, padded(x, 1, MULTIPLE), order, starts, E, needs[2])
         dw, db = dw[:, :N, :K].contiguous(), db[:, :N].contiguous()
     return dx, dw, db
-
-
-def _even(x: Tensor, widths: int) -> Tensor:
-    """``x``, or a dense and aligned copy whose last dimensions are filled up with zeros."""
-    lead, last = x.shape[: x.ndim - widths], [size + -size % MULTIPLE for size in x.shape[x.ndim - widths :]]
-    rows_fit = x.stride(-1) == 1 and all(stride % MULTIPLE == 0 for stride in x.stride()[:-1]) and x.data_ptr() % 16 == 0
-    if rows_fit and list(x.shape) == [*lead, *last]:
-        return x
-    even = x.new_zeros(*lead, *last)
-    even[tuple(slice(size) for size in x.shape)] = x
-    return even
 
 
 def _times(x: Tensor, weights: Tensor, biases: Tensor | None, order: Tensor, starts: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ def outcome(tensors: list[Tensor], upstream: Tensor, **keywords) -> tuple[Tensor
 
 
 def check(tensors: list[Tensor], **keywords) -> None:
-    """Against float64: products of the operands are exact in float32, sums of n terms of size 1 have an error of sqrt(n) roundings."""
+    """Against float64: one rounding of the result, in bfloat16 towards zero, for so the interpreter rounds; sums are float32's."""
     upstream = torch.randn(*tensors[0].shape[:-1], tensors[1].shape[1]).to(tensors[0].dtype)
     ours = outcome(tensors, upstream, impl="triton", **keywords)
     wide = [t.detach().double().requires_grad_() for t in tensors]
@@ -30,7 +30,7 @@ def check(tensors: list[Tensor], **keywords) -> None:
     digits = DIGITS[tensors[0].dtype]
     for mine, other in zip(ours, theirs, strict=True):
         assert mine.dtype == tensors[0].dtype
-        torch.testing.assert_close(mine.double(), other, rtol=2 * digits, atol=16 * DIGITS[torch.float32] + digits)
+        torch.testing.assert_close(mine.double(), other, rtol=2 * digits, atol=2**-18)
 
 
 def test_the_kernels_are_interpreted():
