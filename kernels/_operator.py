@@ -149,7 +149,8 @@ def _through(ctx: Any, of_rows: Tensor, of_columns: Tensor) -> tuple[Tensor | No
     x, y, scale, bias, *tensors, rows, columns = ctx.saved_tensors
     needs = list(ctx.needs_input_grad[:4])
     upstream = [of_rows.contiguous(), of_columns.contiguous()]
-    gradients = _backward([rows, columns], upstream, needs, x, y, scale, bias, tensors, *ctx.choice)
+    with torch.autocast(x.device.type, enabled=False):  # a backward pass called inside autocast would round the products
+        gradients = _backward([rows, columns], upstream, needs, x, y, scale, bias, tensors, *ctx.choice)
     given = [gradient if needed else None for gradient, needed in zip(gradients, needs, strict=True)]
     return (*given, *[None] * (1 + len(ctx.choice)))
 

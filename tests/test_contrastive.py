@@ -249,11 +249,18 @@ class TestPrecision:
         assert gradient.dtype == torch.bfloat16
         assert bool(gradient.isfinite().all())
 
-    def test_autocast_does_not_round_the_logits(self):
-        x, y = vectors(32, 64).float(), vectors(32, 64, seed=1).float()
+    @pytest.mark.parametrize("impl", ["reference", "chunked"])
+    @pytest.mark.parametrize("soft", [False, True])
+    def test_autocast_does_not_round_the_logits(self, impl, soft):
+        x, y = vectors(32, 64).float().requires_grad_(), vectors(32, 64, seed=1).float()
+        call = {"scale": 50.0, "normalize": True, "impl": impl, "soft": (y, x) if soft else None, "soft_weight": 0.5}
+        outside = contrastive_loss(x, y, **call)
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            inside = contrastive_loss(x, y, scale=50.0, normalize=True)
-        torch.testing.assert_close(inside, contrastive_loss(x, y, scale=50.0, normalize=True), rtol=0, atol=0)
+            inside = contrastive_loss(x, y, **call)
+            (gradient,) = torch.autograd.grad(inside, x)
+        torch.testing.assert_close(inside, outside, rtol=0, atol=0)
+        if impl == "chunked":  # the reference's derivatives are torch's own, which autocast rounds if they are taken inside
+            torch.testing.assert_close(gradient, torch.autograd.grad(outside, x)[0], rtol=0, atol=0)
 
     @pytest.mark.parametrize("scale", [1e-4, 1e4])
     def test_extreme_scales_stay_finite(self, scale):
