@@ -106,16 +106,22 @@ def test_what_lies_around_is_not_read():
     assert torch.equal(gradients[0][2], torch.zeros(16))
 
 
-def test_nan_stays_with_its_expert():
-    x, weights, biases = inputs((20,), 16, 16)
-    expert = torch.arange(20) % 3
+@pytest.mark.parametrize("row", [0, 4])  # what is loaded for rows beyond an expert's last is row 0
+def test_nan_stays_with_its_expert(row):
+    (x, weights, biases), expert, upstream = inputs((20,), 16, 16), torch.arange(20) % 3, torch.randn(20, 16)
+    own = [e == row % 3 for e in range(3)]
     with torch.no_grad():
-        x[4] = torch.nan  # of expert 1
+        x[row] = torch.nan
     y = expert_linear(x, weights, biases, expert=expert, impl="triton")
-    _, of_weights, of_biases = torch.autograd.grad(y.sum(), (x, weights, biases))
-    assert y.isnan().any(1).nonzero().flatten().tolist() == [4]
-    assert of_weights.isnan().flatten(1).any(1).tolist() == [False, True, False]
+    _, of_weights, of_biases = torch.autograd.grad(y, (x, weights, biases), upstream)
+    assert y.isnan().any(1).nonzero().flatten().tolist() == [row]
+    assert of_weights.isnan().flatten(1).any(1).tolist() == own
     assert of_biases.isfinite().all()
+    upstream[row] = torch.nan
+    x = x.detach().nan_to_num().requires_grad_()
+    gradients = torch.autograd.grad(expert_linear(x, weights, biases, expert=expert, impl="triton"), (x, weights, biases), upstream)
+    assert gradients[0].isnan().any(1).nonzero().flatten().tolist() == [row]
+    assert all(gradient.isnan().flatten(1).any(1).tolist() == own for gradient in gradients[1:])
 
 
 def test_refuses_a_second_derivative():

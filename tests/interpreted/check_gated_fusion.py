@@ -82,10 +82,25 @@ def test_strides(strides):
     check([a.requires_grad_(), b, weight, bias])
 
 
-def test_no_bias_and_nothing_kept():
-    a, b, weight, bias = (t.detach() for t in inputs((20,), 16))
+def test_no_bias():
+    a, b, weight, _ = inputs((20,), 16)
     torch.testing.assert_close(gated_fusion(a, b, weight, impl="triton"), gated_fusion(a, b, weight, impl="reference"))
-    assert module._fused(a, b, weight, bias, False)[1].numel() == 0
+
+
+def test_the_logit_is_kept_for_a_backward_alone(monkeypatch):
+    tensors, kept, operation = inputs((20,), 16), [], module._fused
+
+    def spy(*arguments):
+        mixed, logit = operation(*arguments)
+        kept.append(logit.numel())
+        return mixed, logit
+
+    monkeypatch.setattr(module, "_fused", spy)
+    fused(*tensors)
+    fused(*(t.detach() for t in tensors))
+    with torch.no_grad():
+        fused(*tensors)
+    assert kept == [20 * 16, 0, 0]
 
 
 @pytest.mark.parametrize("subset", [(0,), (1,), (2,), (3,), (0, 2)])
