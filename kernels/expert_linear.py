@@ -150,7 +150,8 @@ def _rows(x: Tensor, weights: Tensor, biases: Tensor | None, order: Tensor, star
         return grouped.forward(x, weights, biases, order, starts)
     from ._expert_linear_triton import forward  # triton is there on Linux only
 
-    return forward(x, weights, biases, order, starts)
+    with torch.cuda.device_of(x):  # Triton launches on the current device, whatever the tensors lie on
+        return forward(x, weights, biases, order, starts)
 
 
 @_rows.register_fake
@@ -166,7 +167,8 @@ def _rows_backward(
         return grouped.backward(dy, x, weights, order, starts, needs)
     from ._expert_linear_triton import backward
 
-    return backward(dy, x, weights, order, starts, needs)
+    with torch.cuda.device_of(x):
+        return backward(dy, x, weights, order, starts, needs)
 
 
 @torch.library.custom_op(f"{_NAME}::runs", mutates_args=())

@@ -82,7 +82,8 @@ def _fused(a: Tensor, b: Tensor, weight: Tensor, bias: Tensor | None, keep: bool
     """The mix (M, D), and the logit of the gate (M, D), empty unless it is to be kept."""
     from ._gated_fusion_triton import forward  # triton is there on Linux only
 
-    return forward(a, b, weight, bias, keep)
+    with torch.cuda.device_of(a):  # Triton launches on the current device, whatever the tensors lie on
+        return forward(a, b, weight, bias, keep)
 
 
 @_fused.register_fake
@@ -96,7 +97,8 @@ def _fused_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     from ._gated_fusion_triton import backward
 
-    return backward(dy, gate, a, b, weight, needs)
+    with torch.cuda.device_of(a):
+        return backward(dy, gate, a, b, weight, needs)
 
 
 @_fused_backward.register_fake
