@@ -72,6 +72,7 @@ class Gradients(NamedTuple):
 
 def forward(engine: Engine, x: Tensor, y: Tensor, teacher: Teacher, pairs: Pairs, columns: bool) -> tuple[Tensor, Tensor]:
     """What is known of M rows against N columns, (7, M), and of the columns, (7, N); the latter empty of content if not asked for."""
+    x, y, teacher = engine.prepare(x), engine.prepare(y), _prepared(engine, teacher)
     like = x.new_empty(0, dtype=engine.accumulate)
     of_rows, of_columns = empty(engine.form, len(x), like), empty(engine.form, len(y), like)
     for r, c in _cuts(len(x), len(y), engine):
@@ -83,6 +84,7 @@ def forward(engine: Engine, x: Tensor, y: Tensor, teacher: Teacher, pairs: Pairs
 
 def forward_one_side(engine: Engine, x: Tensor, teacher: Teacher, pairs: Pairs) -> Tensor:
     """What is known of M rows against each other, (7, M): a block beside the diagonal tells of its rows and its columns."""
+    x, teacher = engine.prepare(x), _prepared(engine, teacher)
     known = empty(engine.form, len(x), x.new_empty(0, dtype=engine.accumulate))
     for r, c in _upper_cuts(len(x), engine):
         beside = r != c
@@ -96,7 +98,8 @@ def backward(
     engine: Engine, x: Tensor, y: Tensor, teacher: Teacher, pairs: Pairs, rows: Side, columns: Side | None, needs: Needs
 ) -> Gradients:
     """The gradients of both sides. ``columns`` None: nothing comes back through them."""
-    through_x = needs.x or needs.scale
+    D, through_x = x.shape[1], needs.x or needs.scale
+    x, y, teacher = engine.prepare(x), engine.prepare(y), _prepared(engine, teacher)
     dx = torch.zeros_like(x, dtype=engine.accumulate) if through_x else None
     dy = torch.zeros_like(y, dtype=engine.accumulate) if needs.y else None
     scale, bias = x.new_zeros((), dtype=engine.accumulate), x.new_zeros((), dtype=engine.accumulate)
@@ -114,11 +117,14 @@ def backward(
             bias = bias + gradient.bias
     if needs.scale and not by_engine and dx is not None:
         scale = (dx * x).sum()
+    dx, dy = (None if d is None else d[:, :D] for d in (dx, dy))
     return Gradients(dx, dy, scale if needs.scale else None, bias if needs.bias else None)
 
 
 def backward_one_side(engine: Engine, x: Tensor, teacher: Teacher, pairs: Pairs, side: Side, needs: Needs) -> Gradients:
     """The gradients of the one side: each logit serves as (i, j) and as (j, i), so its gradient is the sum of both."""
+    D = x.shape[1]
+    x, teacher = engine.prepare(x), _prepared(engine, teacher)
     dx = torch.zeros_like(x, dtype=engine.accumulate)
     scale, bias = x.new_zeros((), dtype=engine.accumulate), x.new_zeros((), dtype=engine.accumulate)
     by_engine = False
@@ -134,7 +140,7 @@ def backward_one_side(engine: Engine, x: Tensor, teacher: Teacher, pairs: Pairs,
             bias = bias + gradient.bias
     if not by_engine:
         scale = (dx * x).sum() / 2  # dx holds each logit's share twice, once a row
-    return Gradients(dx, None, scale if needs.scale else None, bias if needs.bias else None)
+    return Gradients(dx[:, :D], None, scale if needs.scale else None, bias if needs.bias else None)
 
 
 def accumulate(out: Tensor, a: Tensor, b: Tensor) -> None:
@@ -161,6 +167,10 @@ def _upper_cuts(M: int, engine: Engine) -> Iterator[tuple[slice, slice]]:
         yield rows, rows
         for c in range(rows.stop, M, engine.columns):
             yield rows, slice(c, min(c + engine.columns, M))
+
+
+def _prepared(engine: Engine, teacher: Teacher) -> Teacher:
+    return None if teacher is None else (engine.prepare(teacher[0]), engine.prepare(teacher[1]))
 
 
 def _part(teacher: Teacher, rows: slice, columns: slice) -> Teacher:

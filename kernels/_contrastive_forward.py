@@ -36,7 +36,10 @@ def _write(known, field: tl.constexpr, part, parts, at, size, values):
 
 
 @triton.jit
-def _write_sums(known, part, parts, at, size, t, same, axis: tl.constexpr, GROUPS: tl.constexpr, TOTAL: tl.constexpr, SIGMOID: tl.constexpr):  # fmt: skip
+def _write_sums(
+    known, part, parts, at, size, t, same,
+    axis: tl.constexpr, GROUPS: tl.constexpr, TOTAL: tl.constexpr, SIGMOID: tl.constexpr,
+):  # fmt: skip
     if GROUPS:
         _write(known, 1, part, parts, at, size, tl.sum(tl.where(same, t, 0.0), axis))
         _write(known, 4, part, parts, at, size, tl.sum(same.to(tl.float32), axis))

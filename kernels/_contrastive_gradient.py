@@ -9,6 +9,15 @@ from ._tiles import LOG2E, NOTHING, agree, candidates, no_negatives, outside, pl
 
 
 @triton.jit
+def _halves(tile, BM: tl.constexpr, WIDTH: tl.constexpr, SPLIT: tl.constexpr):
+    """The left and the right half, worked on one after the other: at once they would need more registers than there are."""
+    half, other = tile, tile
+    if SPLIT == 2:
+        half, other = tl.split(tl.permute(tl.reshape(tile, (BM, 2, WIDTH)), (0, 2, 1)))
+    return half, other
+
+
+@triton.jit
 def _share_of(t, told, at, size, same, axis: tl.constexpr, GROUPS: tl.constexpr, TOTAL: tl.constexpr, SIGMOID: tl.constexpr):
     """Gradient of a logit through its row (axis 1) or column (axis 0); ``told`` (6, size): log-sum-exp, upstream of it, of the
     pull, of the total, of the soft mean, and the teacher's log-sum-exp."""
@@ -83,9 +92,9 @@ def gradient_tile(
         if KNOWN:
             first, last = tl.load(known_start + pm * nn + pn), tl.load(known_start + pm * nn + pn + 1)
         WIDTH: tl.constexpr = BN // SPLIT
-        half, other = products, products
-        if SPLIT == 2:  # the halves of the tile one after the other: at once they would need more registers than there are
-            half, other = tl.split(tl.permute(tl.reshape(products, (BM, 2, WIDTH)), (0, 2, 1)))
+        half, other = _halves(products, BM, WIDTH, SPLIT)
+        if SOFT:
+            taught_half, taught_other = _halves(taught, BM, WIDTH, SPLIT)
         sum_scale, sum_bias = 0.0, 0.0
         for h in tl.static_range(SPLIT):
             start = column + h * WIDTH
@@ -94,7 +103,7 @@ def gradient_tile(
             if SIGMOID:
                 t = part * tl.load(scale) + tl.load(bias)
             else:
-                t = product * (tl.load(scale) * LOG2E)
+                t = part * (tl.load(scale) * LOG2E)
             t = outside(t, row, start, rm, rn, R, C, diagonal, there_x, there_y, BM, WIDTH, SELF, THERE)
             same = 0
             if GROUPS:
@@ -109,12 +118,12 @@ def gradient_tile(
                 g += _share_of(t, told_y, rn, C, same, 0, GROUPS, TOTAL, SIGMOID)
             if SOFT:
                 of_row = candidates(t, positive, rm, R, start, WIDTH, 1, POSITIVE)
-                g += _share_of_teacher(taught, told_x, rm, R, of_row, 1)
+                g += _share_of_teacher(taught_half if h == 0 else taught_other, told_x, rm, R, of_row, 1)
                 if COLUMNS:
                     of_column = of_row
                     if POSITIVE_Y:
                         of_column = candidates(t, positive_y, rn, C, row, BM, 0, True)
-                    g += _share_of_teacher(taught, told_y, rn, C, of_column, 0)
+                    g += _share_of_teacher(taught_half if h == 0 else taught_other, told_y, rn, C, of_column, 0)
             if POSITIVE:
                 g = _put_in(g, positive, told_x, rm, R, start, WIDTH, 1)
             if POSITIVE_Y:

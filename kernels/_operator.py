@@ -10,6 +10,7 @@ from torch import Tensor
 from . import _blocks as blocks
 from . import _reference as reference
 from ._blocks import Engine, Needs, Side, Teacher
+from ._choice import choose
 from ._chunked import Chunked
 from ._pairs import FIELDS, Pairs
 
@@ -40,12 +41,16 @@ def resolve(
     """
     dtype = x.dtype if y is None else torch.promote_types(x.dtype, y.dtype)
     accumulate = torch.promote_types(dtype, torch.float32)
-    if impl == "auto":
-        impl = "chunked"
+    impl = choose(impl, x.device, dtype, "chunked")
     if impl == "reference" and group is not None:
         raise ValueError("impl='reference' knows one process only: leave out group, or write impl='chunked'")
+    operand = accumulate
+    if impl == "triton":  # under autocast its operands are rounded, as those of any product are; its logits are not
+        operand = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else dtype
+    if precision == "auto":
+        precision = "ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32"
     name = "" if group is None else group.group_name
-    return Setting(impl, precision, form, direction != "rows", total, name, exchange, accumulate, accumulate)
+    return Setting(impl, precision, form, direction != "rows", total, name, exchange, operand, accumulate)
 
 
 def known_of_rows(
@@ -69,14 +74,27 @@ class _Call(NamedTuple):
 
 
 def _call(
-    x: Tensor, y: Tensor | None, scale: Tensor, bias: Tensor | None, tensors: list[Tensor | None], flags: list[bool], form: str, impl: str
+    x: Tensor,
+    y: Tensor | None,
+    scale: Tensor,
+    bias: Tensor | None,
+    tensors: list[Tensor | None],
+    flags: list[bool],
+    form: str,
+    impl: str,
+    precision: str,
 ) -> _Call:
     first, second, *related = tensors
     pairs = Pairs._make([*related, 0 if y is None else None])
     teacher = None if first is None or second is None else (first, second)
     columns, total = flags
     plain = form == "softmax" and pairs.groups_x is None and teacher is None and not total
-    return _Call(Chunked(scale, bias, form, plain), teacher, pairs, columns)
+    if impl == "chunked":
+        return _Call(Chunked(scale, bias, form, plain), teacher, pairs, columns)
+    from ._contrastive_triton import Tiled  # only where triton is installed
+
+    plain = plain and pairs.known is None
+    return _Call(Tiled(scale, bias, form, total, plain, precision, x.dtype, x.shape[1]), teacher, pairs, columns)
 
 
 @torch.library.custom_op(f"{_NAME}::contrastive", mutates_args=())
@@ -93,7 +111,7 @@ def _forward(
     group: str,
     exchange: str,
 ) -> tuple[Tensor, Tensor]:
-    call = _call(x, y, scale, bias, tensors, flags, form, impl)
+    call = _call(x, y, scale, bias, tensors, flags, form, impl, precision)
     if y is None:
         return blocks.forward_one_side(call.engine, x, call.teacher, call.pairs), scale.new_empty(FIELDS, 0)
     return blocks.forward(call.engine, x, y, call.teacher, call.pairs, call.columns)
@@ -121,7 +139,7 @@ def _backward(
     group: str,
     exchange: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    call = _call(x, y, scale, bias, tensors, flags, form, impl)
+    call = _call(x, y, scale, bias, tensors, flags, form, impl, precision)
     rows, columns = (Side(k, u) for k, u in zip(known, upstream, strict=True))
     asked = Needs(*needs)
     if y is None:

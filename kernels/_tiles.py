@@ -51,7 +51,10 @@ def product(
 
 
 @triton.jit
-def outside(t, row, column, rm, rn, R, C, diagonal, there_x, there_y, BM: tl.constexpr, BN: tl.constexpr, SELF: tl.constexpr, THERE: tl.constexpr):  # fmt: skip
+def outside(
+    t, row, column, rm, rn, R, C, diagonal, there_x, there_y,
+    BM: tl.constexpr, BN: tl.constexpr, SELF: tl.constexpr, THERE: tl.constexpr,
+):  # fmt: skip
     """Exclude pairs that are not there, and a row with itself."""
     if (row + BM > R) | (column + BN > C):
         t = tl.where((rm < R)[:, None] & (rn < C)[None, :], t, NOTHING)
@@ -94,7 +97,7 @@ def no_negatives(
 
 
 @triton.jit
-def candidates(t, same, named, at, size, start, WIDTH: tl.constexpr, axis: tl.constexpr, POSITIVE: tl.constexpr):
+def candidates(t, named, at, size, start, WIDTH: tl.constexpr, axis: tl.constexpr, POSITIVE: tl.constexpr):
     """(BM, BN) bool, what a row's (axis 1) or column's (axis 0) soft target is spread over: the denominator and its positive."""
     found = t != NOTHING
     if POSITIVE:
