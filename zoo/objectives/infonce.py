@@ -7,7 +7,8 @@ import math
 import torch
 from torch import nn
 
-from zoo.kernels.contrastive import contrastive_loss
+from zoo.kernels.contrastive import Impl, Precision
+from zoo.objectives._contrast import Contrast
 from zoo.objectives._two_sides import check_sides, two_sides
 from zoo.registry import register
 from zoo.types import Batch, Loss, Model
@@ -24,11 +25,23 @@ class Infonce(nn.Module):
         on: Two outputs of the model, contrasted row by row; or one, whose queries (first half of a batch of pairs) are
             contrasted with its targets. None: all that the model gives.
         log_scale: Where the learned log-scale starts; the default is a temperature of 0.07.
+        impl: What computes the loss: "reference", "chunked" or "triton"; "auto": triton where it runs, else chunked.
+        precision: How triton forms float32 logits: "ieee", "tf32" or "3xtf32"; "auto": as torch's own products are set.
+        across_processes: Whether the rows of all processes that train together are negatives, or those of each process alone.
     """
 
-    def __init__(self, *, on: list[str] | None = None, log_scale: float = math.log(1 / 0.07)) -> None:
+    def __init__(
+        self,
+        *,
+        on: list[str] | None = None,
+        log_scale: float = math.log(1 / 0.07),
+        impl: Impl = "auto",
+        precision: Precision = "auto",
+        across_processes: bool = True,
+    ) -> None:
         super().__init__()
         self.on = on
+        self.contrast = Contrast("infonce", impl, precision, across_processes)
         self.log_scale = nn.Parameter(torch.tensor(log_scale))
 
     def bind(self, model: Model) -> None:
@@ -40,8 +53,12 @@ class Infonce(nn.Module):
         check_sides("infonce", self.on, model)
 
     def forward(self, model: Model, batch: Batch) -> Loss:
-        """The loss; parts: ``scale``."""
+        """The loss; parts: ``scale``.
+
+        Raises:
+            ZooError: If one output is contrasted and the batch is not one of pairs, or if ``impl`` cannot run here.
+        """
         scale = self.log_scale.exp()
         sides = two_sides("infonce", self.on, model, batch)
-        loss = contrastive_loss(**sides._asdict(), scale=scale, normalize=True, validate=False)
+        loss = self.contrast(**sides._asdict(), scale=scale)
         return Loss(loss, {"scale": scale.detach()})
