@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from . import _blocks as blocks
+from . import _exchange as processes
 from . import _reference as reference
 from ._blocks import Engine, Needs, Side, Teacher
 from ._choice import choose
@@ -112,6 +113,8 @@ def _forward(
     exchange: str,
 ) -> tuple[Tensor, Tensor]:
     call = _call(x, y, scale, bias, tensors, flags, form, impl, precision)
+    if group:
+        return processes.forward(call.engine, x, y, call.teacher, call.pairs, call.columns, group, exchange)
     if y is None:
         return blocks.forward_one_side(call.engine, x, call.teacher, call.pairs), scale.new_empty(FIELDS, 0)
     return blocks.forward(call.engine, x, y, call.teacher, call.pairs, call.columns)
@@ -142,7 +145,10 @@ def _backward(
     call = _call(x, y, scale, bias, tensors, flags, form, impl, precision)
     rows, columns = (Side(k, u) for k, u in zip(known, upstream, strict=True))
     asked = Needs(*needs)
-    if y is None:
+    if group:
+        of_columns = columns if call.columns else None
+        gradients = processes.backward(call.engine, x, y, call.teacher, call.pairs, rows, of_columns, asked, group, exchange)
+    elif y is None:
         gradients = blocks.backward_one_side(call.engine, x, call.teacher, call.pairs, rows, asked)
     else:
         gradients = blocks.backward(call.engine, x, y, call.teacher, call.pairs, rows, columns if call.columns else None, asked)
@@ -184,4 +190,9 @@ _backward.register_autograd(_refuse_twice)
 @torch.library.custom_op(f"{_NAME}::mean_over", mutates_args=())
 def mean_over(value: Tensor, group: str) -> Tensor:
     """The mean of a value over the processes of a group. Not differentiable."""
-    raise NotImplementedError
+    return processes.mean_over(value, group)
+
+
+@mean_over.register_fake
+def _(value, group):
+    return torch.empty_like(value)
