@@ -36,6 +36,7 @@ def forward(
             one, other = blocks.forward(engine, x, piece, _beside(teacher, taught), related, columns)
             of_rows = merge(of_rows, one, engine.form)
             of_columns[:, at] = other
+        del piece, taught  # or they would still be held while the next part travels
     if not columns:
         return of_rows, empty(engine.form, 0 if pairs.diagonal is not None else len(y), like)
     parts = of_columns.view(FIELDS, world.size, len(y)).transpose(0, 1).contiguous()  # (W, 7, N), by owner
@@ -74,6 +75,7 @@ def backward(
             more = blocks.backward(engine, x, piece, _beside(teacher, taught), related, rows, at_columns, needs)
             found = Gradients._make(_sum(a, b) for a, b in zip(found, more._replace(y=None), strict=True))
             total = more.y if passed is None or more.y is None else more.y.add_(passed.wait()[0])
+        del piece, taught
         if dy is not None and total is not None:
             dy[part] = world.returned(total, exchange)
     if one_side:

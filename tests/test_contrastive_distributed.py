@@ -1,9 +1,14 @@
 """The contrastive loss over several processes equals that of one process which holds everything."""
 
 import json
+import os
+import subprocess
+import sys
 import traceback
 import warnings
+import weakref
 from datetime import timedelta
+from pathlib import Path
 from unittest import mock
 
 import pytest
@@ -12,6 +17,7 @@ from torch import Tensor, nn
 from torch import distributed as dist
 from torch import multiprocessing as mp
 
+from zoo.kernels._chunked import Chunked
 from zoo.kernels.contrastive import ContrastiveLoss, contrastive_loss
 
 DOUBLE = torch.float64
@@ -40,7 +46,7 @@ CASES: dict[str, tuple[tuple[str, ...], dict]] = {  # the tensors that are used,
     "one side, teacher": (("x", "scale", "partner", "soft"), {"soft_weight": 0.4, "smoothing": 0.1}),
     "one side, sigmoid": (("x", "scale", "bias", "partner"), {"form": "sigmoid"}),
 }
-CHECKS = ["single rows", "again", "ddp", "compiled", "one gradient", "memory of the ring", "unequal", "subgroup"]
+CHECKS = ["single rows", "again", "ddp", "compiled", "one gradient", "memory of the ring", "overlap in the ring", "unequal", "subgroup"]
 NAMES = [f"{case}, {exchange}" for case in CASES for exchange in ("gather", "ring")] + CHECKS
 
 
@@ -49,6 +55,8 @@ def share(rank: int, used: tuple[str, ...], M: int = ROWS, N: int = ROWS) -> dic
     draw = torch.Generator().manual_seed(100 + rank)
     one_side = "y" not in used
     x, y, taught, taught_y = (torch.randn(n, DIM, dtype=DOUBLE, generator=draw) for n in (M, N, M, N))
+    if rank % 2:
+        x, y = x.T.contiguous().T, y.T.contiguous().T  # strided, with the same values
     positive = torch.randperm(N, generator=draw)[:M]
     positive[0] = -1
     partner = torch.arange(M).roll(1)
@@ -180,31 +188,46 @@ def check_one_gradient() -> None:
 
 
 def check_memory_of_the_ring() -> None:
-    pass_on, arrived = dist.batch_isend_irecv, {}
-    N = 6  # two halves of three
+    """Of y, and of its gradients, no more arrives than one share before it is let go."""
+    N, pass_on, arrived, most = 6, dist.batch_isend_irecv, [], {0: 0, 2: 0}  # by tag: y and its gradient
 
     def recorded(operations):
-        arrived.update({op.tensor.data_ptr(): op.tensor.numel() for op in operations if op.op is dist.irecv})
+        arrived.extend((op.tag, weakref.ref(op.tensor)) for op in operations if op.op is dist.irecv)
+        for tag in most:
+            alive = {id(t): t.numel() for t in (found() for of, found in arrived if of == tag) if t is not None}
+            most[tag] = max(most[tag], sum(alive.values()))
         return pass_on(operations)
 
-    for part in range(2):
-        given = share(dist.get_rank(), TWO, N, N)
-        arrived.clear()
-        keep, empty_like = [], torch.empty_like
+    with mock.patch.object(dist, "batch_isend_irecv", recorded):
+        outcome(share(dist.get_rank(), TWO, N, N), TWO, {"group": dist.group.WORLD, "exchange": "ring"})
+    assert 0 < most[0] <= N * DIM
+    assert 0 < most[2] <= N * DIM
 
-        def kept(*arguments, keep=keep, empty_like=empty_like, **settings):  # no address is used twice
-            keep.append(empty_like(*arguments, **settings))
-            return keep[-1]
 
-        with mock.patch.object(dist, "batch_isend_irecv", recorded), mock.patch.object(torch, "empty_like", kept):
-            settings = {"group": dist.group.WORLD, "exchange": "ring"}
-            if part == 0:
-                with torch.no_grad():
-                    contrastive_loss(**given, scale=2.0, **settings)
-            else:
-                outcome(given, TWO, settings)
-        assert arrived
-        assert max(arrived.values()) == N // 2 * DIM
+def check_overlap_in_the_ring() -> None:
+    """The next piece is under way before the present one is used, and is waited for after."""
+    pass_on, compute, events = dist.batch_isend_irecv, Chunked.forward, []
+
+    class Logged:
+        def __init__(self, works):
+            self.works = works
+
+        def wait(self):
+            events.append("wait")
+            for work in self.works:
+                work.wait()
+
+    def started(operations):
+        events.append("start")
+        return [Logged(pass_on(operations))]
+
+    def computed(*arguments, **settings):
+        events.append("compute")
+        return compute(*arguments, **settings)
+
+    with mock.patch.object(dist, "batch_isend_irecv", started), mock.patch.object(Chunked, "forward", computed):
+        contrastive_loss(**share(dist.get_rank(), TWO), scale=2.0, group=dist.group.WORLD, exchange="ring")
+    assert events == [*["start", "compute", "wait"] * (dist.get_world_size() - 1), "compute"] * 2
 
 
 def check_unequal() -> None:
@@ -258,3 +281,14 @@ def said(request, tmp_path_factory):
 @pytest.mark.parametrize("name", NAMES)
 def test_equals_one_process(name, said):
     assert not any(of_process[name] for of_process in said), "\n".join(of_process[name] for of_process in said)
+
+
+@pytest.mark.slow
+def test_example(tmp_path):
+    root = Path(__file__).parents[1]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)}
+    command += [str(root / "examples/contrastive_distributed.py"), "--rows", "24", "--dim", "8"]
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert [line.partition(" processes")[0] for line in done.stdout.splitlines()] == ["gather: 2", "ring: 2"]
