@@ -24,35 +24,52 @@ class Configuration(NamedTuple):
     tma: bool = False
 
 
-# (least capability, products) to the configurations of (forward, gradient) in their plain form, and in any other.
-# Products: "half" is float16 and bfloat16; float32 by its precision.
-_PLAIN: dict[tuple[int, str], tuple[Configuration, Configuration]] = {
-    (80, "half"): (Configuration(128, 128, 64, 8, 3), Configuration(128, 128, 64, 8, 3, split=2)),
-    (80, "tf32"): (Configuration(128, 128, 32, 8, 3), Configuration(128, 128, 32, 8, 3, split=2)),
-    (80, "3xtf32"): (Configuration(64, 64, 32, 4, 3), Configuration(64, 64, 32, 4, 3)),
-    (80, "ieee"): (Configuration(64, 64, 16, 4, 2), Configuration(64, 64, 16, 4, 2)),
-    (90, "half"): (Configuration(256, 128, 64, 8, 3, tma=True), Configuration(256, 128, 64, 8, 3, split=2, tma=True)),
-    (90, "tf32"): (Configuration(128, 128, 32, 8, 3, tma=True), Configuration(128, 128, 32, 8, 3, split=2, tma=True)),
-    (90, "3xtf32"): (Configuration(64, 64, 32, 4, 3, tma=True), Configuration(64, 64, 32, 4, 3, tma=True)),
-    (90, "ieee"): (Configuration(64, 64, 16, 4, 2), Configuration(64, 64, 16, 4, 2)),
-    (100, "half"): (Configuration(128, 64, 64, 8, 3, tma=True), Configuration(128, 64, 64, 8, 3, tma=True)),
-}
-_FULL: dict[tuple[int, str], tuple[Configuration, Configuration]] = {
-    (80, "half"): (Configuration(64, 64, 64, 8, 3), Configuration(64, 64, 64, 8, 3)),
-    (80, "tf32"): (Configuration(64, 64, 32, 8, 3), Configuration(64, 64, 32, 8, 3)),
-    (80, "3xtf32"): (Configuration(64, 64, 32, 8, 2), Configuration(64, 64, 32, 8, 2)),
-    (80, "ieee"): (Configuration(64, 64, 16, 8, 2), Configuration(64, 64, 16, 8, 2)),
-}
-INTERPRETED = Configuration(32, 16, 16, 4, 1, split=2), Configuration(32, 16, 16, 4, 1, split=2)
+class Tiles(NamedTuple):
+    """The configurations of the two kernels."""
+
+    forward: Configuration
+    gradient: Configuration
 
 
-def find(capability: int, products: str, plain: bool) -> tuple[Configuration, Configuration]:
-    """The configurations of forward and gradient for a device.
+def _both(*sizes: int, split: int = 1, tma: bool = False) -> Tiles:
+    return Tiles(Configuration(*sizes, tma=tma), Configuration(*sizes, split=split, tma=tma))
+
+
+# (least capability, products, weight) to tiles that spill no register there with Triton 3.6 and 3.8; benchmarks/aot.py checks all of
+# them. Larger ones do: 256 x 128 by 64 to 1064 bytes. With more relations to look at, a logit needs more registers.
+_TABLE: dict[tuple[int, str, str], Tiles] = {
+    (80, "half", "plain"): _both(128, 128, 64, 8, 3, split=2),
+    (80, "half", "masked"): _both(128, 64, 64, 8, 3),
+    (80, "half", "full"): _both(64, 32, 64, 4, 3),
+    (80, "tf32", "plain"): _both(128, 64, 32, 8, 3),
+    (80, "tf32", "masked"): _both(64, 64, 32, 8, 3),
+    (80, "tf32", "full"): _both(64, 32, 32, 4, 3),
+    (80, "3xtf32", "plain"): _both(64, 64, 32, 8, 3),
+    (80, "3xtf32", "masked"): _both(64, 64, 32, 8, 3),
+    (80, "3xtf32", "full"): _both(64, 32, 32, 4, 2),
+    (80, "ieee", "plain"): _both(64, 64, 16, 8, 1),
+    (80, "ieee", "masked"): _both(64, 64, 16, 8, 1),
+    (80, "ieee", "full"): _both(32, 32, 16, 4, 1),
+    (90, "half", "plain"): _both(128, 128, 64, 8, 3, split=2, tma=True),
+    (90, "half", "masked"): _both(128, 64, 64, 8, 3, tma=True),
+    (90, "half", "full"): _both(64, 32, 64, 4, 3, tma=True),
+    (90, "tf32", "plain"): _both(128, 64, 32, 8, 3, tma=True),
+    (90, "tf32", "masked"): _both(64, 64, 32, 4, 3, tma=True),
+    (90, "tf32", "full"): _both(64, 32, 32, 4, 3, tma=True),
+    (90, "3xtf32", "plain"): _both(64, 64, 32, 4, 3, tma=True),
+    (90, "3xtf32", "masked"): _both(64, 64, 32, 4, 3, tma=True),
+    (90, "3xtf32", "full"): _both(64, 32, 32, 4, 2, tma=True),
+}
+INTERPRETED = _both(32, 16, 16, 4, 1, split=2)
+
+
+def find(capability: int, products: str, weight: str) -> Tiles:
+    """The tiles for a device.
 
     Args:
         capability: 10 * major + minor.
-        products: "half", "tf32", "3xtf32" or "ieee".
-        plain: Whether of all relations only positives by index, ids, and presence are asked for, in the softmax form.
+        products: "half" for float16 and bfloat16; for float32 "tf32", "3xtf32" or "ieee".
+        weight: "plain": softmax, positives by index and nothing else. "masked": ids, presence, known pairs or the diagonal too.
+            "full": groups, totals, soft targets or the sigmoid form.
     """
-    table = _PLAIN if plain else _FULL
-    return table[max(key for key in table if key[0] <= capability and key[1] == products)]
+    return _TABLE[max(key for key in _TABLE if key[0] <= capability and key[1:] == (products, weight))]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ._tiles import LOG2E, NOTHING, agree, candidates, no_negatives, outside, place, product
+from ._tiles import LOG2E, NOTHING, SIZES, VECTORS, agree, candidates, no_negatives, outside, place, product
 
 LOST = tl.constexpr(1e-18)  # a sum of exponentials below this lost digits to underflow; the tile is flagged and done again
 
@@ -84,7 +84,7 @@ def _write_push_at_once(known, part, parts, at, size, share, top, there, axis: t
     return tl.max(lost.to(tl.int32))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES, do_not_specialize_on_alignment=VECTORS)
 def forward_tile(
     x, y, taught_x, taught_y, stride_x, stride_y, stride_tx, stride_ty, scale, bias,
     positive, positive_y, groups_x, groups_y, ids_x, ids_y, there_x, there_y, known_row, known_column, known_start,
@@ -112,6 +112,9 @@ def forward_tile(
         else:
             whole = products * (tl.load(scale) * LOG2E)
         t = outside(whole, row, column, rm, rn, R, C, diagonal, there_x, there_y, BM, BN, SELF, THERE)
+        source = whole
+        if not (IDS or THERE or KNOWN or POSITIVE_Y or SOFT):
+            source = t  # the positive is still in it, and one copy of the tile in registers is enough
         same, first, last = 0, 0, 0
         if GROUPS:
             same = agree(groups_x, groups_y, rm, rn, R, C) & (t != NOTHING)
@@ -119,9 +122,9 @@ def forward_tile(
             first, last = tl.load(known_start + pm * nn + pn), tl.load(known_start + pm * nn + pn + 1)
         t = no_negatives(t, same, rm, rn, R, C, ids_x, ids_y, known_row, known_column, first, last, GROUPS, IDS, KNOWN)
         if POSITIVE:
-            t = _take_out(t, whole, positive, pull, rm, R, column, True, BN, 1)
+            t = _take_out(t, source, positive, pull, rm, R, column, True, BN, 1)
         if POSITIVE_Y:
-            t = _take_out(t, whole, positive_y, pull_y, rn, C, row, beyond & COLUMNS, BM, 0)
+            t = _take_out(t, source, positive_y, pull_y, rn, C, row, beyond & COLUMNS, BM, 0)
         _write_sums(of_rows, pn, nn, rm, R, t, same, 1, GROUPS, TOTAL, SIGMOID)
         if SOFT:
             taught = product(taught_x, taught_y, stride_tx, stride_ty, row, column, R, C, DT, BM, BN, BK, TMA, PRECISION, UP)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ._tiles import LOG2E, NOTHING, agree, candidates, no_negatives, outside, place, product
+from ._tiles import LOG2E, NOTHING, SIZES, VECTORS, agree, candidates, no_negatives, outside, place, product
 
 
 @triton.jit
@@ -64,7 +64,7 @@ def _leave_out(t, named, at, size, start, WIDTH: tl.constexpr, axis: tl.constexp
     return t
 
 
-@triton.jit
+@triton.jit(do_not_specialize=[*SIZES, "stride_g"], do_not_specialize_on_alignment=VECTORS)
 def gradient_tile(
     x, y, taught_x, taught_y, stride_x, stride_y, stride_tx, stride_ty, scale, bias,
     positive, positive_y, groups_x, groups_y, ids_x, ids_y, there_x, there_y, known_row, known_column, known_start,

@@ -12,7 +12,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from . import _configurations as configurations
 from ._blocks import Gradient, Side, Teacher
-from ._configurations import Configuration
+from ._configurations import Configuration, Tiles
 from ._contrastive_forward import forward_tile
 from ._contrastive_gradient import gradient_tile
 from ._padding import padded
@@ -31,7 +31,7 @@ class Tiled:
         bias: () summand, for the sigmoid form.
         form: "softmax" or "sigmoid".
         total: Whether sums of logits are asked for.
-        plain: As `configurations.find` takes it.
+        weight: As `configurations.find` takes it.
         precision: How float32 products are formed: "ieee", "tf32" or "3xtf32".
         operand: Type of the operands.
         D: Their width.
@@ -40,26 +40,21 @@ class Tiled:
     accumulate = torch.float32
 
     def __init__(
-        self, scale: Tensor, bias: Tensor | None, form: str, total: bool, plain: bool, precision: str, operand: torch.dtype, D: int
+        self, scale: Tensor, bias: Tensor | None, form: str, total: bool, weight: str, precision: str, operand: torch.dtype, D: int
     ) -> None:
-        self.scale, self.form, self.total, self.operand = scale, form, total, operand
-        self.bias = scale.new_zeros(()) if bias is None else bias
-        self.precision = precision if operand == torch.float32 else "ieee"
-        if INTERPRETED:
-            self.configurations = configurations.INTERPRETED
-        else:
-            major, minor = torch.cuda.get_device_capability(scale.device)
-            products = precision if operand == torch.float32 else "half"
-            self.configurations = configurations.find(10 * major + minor, products, plain)
+        self.scale, self.form, self.total, self.operand = scale.clone(), form, total, operand  # a clone is aligned
+        self.bias = torch.zeros_like(self.scale) if bias is None else bias.clone()
+        self.precision = {"3xtf32": "tf32x3"}.get(precision, precision) if operand == torch.float32 else "ieee"  # as Triton names them
+        self.tiles, self.mirrored = _tiles(scale.device, precision if operand == torch.float32 else "half", weight)
         self.rows, self.columns = _macro_block(D, operand.itemsize)
         self._memory = scale.new_empty(0, dtype=operand)
 
     def prepare(self, x: Tensor) -> Tensor:
         """Rows as the kernels load them: aligned, and as wide as whole steps of a tile where no descriptor pads."""
-        return padded(x, 1, max(16 if c.tma else c.depth for c in self.configurations))
+        return padded(x, 1, max(16 if c.tma else c.depth for c in (*self.tiles, *self.mirrored)))
 
     def forward(self, x: Tensor, y: Tensor, teacher: Teacher, pairs: Pairs, columns: bool, mirror: bool) -> tuple[Tensor, Tensor | None]:
-        tile = self.configurations[0]
+        tile = (self.mirrored if mirror else self.tiles).forward
         R, C = len(x), len(y)
         nm, nn = triton.cdiv(R, tile.rows), triton.cdiv(C, tile.columns)
         told = bool(columns or mirror)
@@ -85,7 +80,7 @@ class Tiled:
     def backward(
         self, x: Tensor, y: Tensor, teacher: Teacher, pairs: Pairs, rows: Side, columns: Side | None, mirror: bool, bias: bool
     ) -> Gradient:
-        tile = self.configurations[1]
+        tile = (self.mirrored if mirror else self.tiles).gradient
         R, C = len(x), len(y)
         tiles = triton.cdiv(R, tile.rows) * triton.cdiv(C, tile.columns)
         gradient = self._buffer(R, C)
@@ -167,6 +162,16 @@ class Tiled:
         upstream = side.upstream
         lse, soft_lse = (_or_infinite(side.known[field]) / _LN2 for field in (PUSH, SOFT_LSE))
         return torch.stack([lse, upstream[PUSH], upstream[PULL], upstream[TOTAL], upstream[SOFT], soft_lse])
+
+
+def _tiles(device: torch.device, products: str, weight: str) -> tuple[Tiles, Tiles]:
+    """The tiles of blocks beside the diagonal, and of those on it, which are few and need more registers."""
+    if INTERPRETED:
+        return configurations.INTERPRETED, configurations.INTERPRETED
+    major, minor = torch.cuda.get_device_capability(device)
+    capability = 10 * major + minor
+    beside = configurations.find(capability, products, weight)
+    return beside, configurations.find(capability, products, "masked") if weight == "plain" else beside
 
 
 def _macro_block(D: int, itemsize: int) -> tuple[int, int]:

@@ -94,8 +94,8 @@ def _call(
         return _Call(Chunked(scale, bias, form, plain), teacher, pairs, columns)
     from ._contrastive_triton import Tiled  # only where triton is installed
 
-    plain = plain and pairs.known is None
-    return _Call(Tiled(scale, bias, form, total, plain, precision, x.dtype, x.shape[1]), teacher, pairs, columns)
+    weight = "full" if not plain else "plain" if pairs.by_index_alone else "masked"
+    return _Call(Tiled(scale, bias, form, total, weight, precision, x.dtype, x.shape[1]), teacher, pairs.ranked(), columns)
 
 
 @torch.library.custom_op(f"{_NAME}::contrastive", mutates_args=())

@@ -41,6 +41,11 @@ class Pairs(NamedTuple):
         """Whether a row has at most three columns that are no negatives, so that no (M, N) mask is needed."""
         return all(value is None for value in (self.groups_x, self.ids_x, self.there_x, self.there_y, self.known))
 
+    def ranked(self) -> Pairs:
+        """The same relations with 32-bit ids and groups: a kernel compares them for every logit."""
+        (ids_x, ids_y), (groups_x, groups_y) = _ranked(self.ids_x, self.ids_y), _ranked(self.groups_x, self.groups_y)
+        return self._replace(ids_x=ids_x, ids_y=ids_y, groups_x=groups_x, groups_y=groups_y)
+
     def block(self, rows: slice, columns: slice) -> Pairs:
         """The relations of some rows with some columns, counted from 0 again."""
 
@@ -59,6 +64,18 @@ class Pairs(NamedTuple):
             known=None if self.known is None else self.known - self.known.new_tensor([rows.start, columns.start]),
             diagonal=None if self.diagonal is None else self.diagonal + rows.start - columns.start,
         )
+
+
+def _ranked(x: Tensor | None, y: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+    """The place of each number among those of y, -1 for one that y does not hold."""
+    if x is None or y is None:
+        return x, y
+    if not len(y):
+        return x.new_full((len(x),), -1, dtype=torch.int32), y.to(torch.int32)
+    ordered = y.sort().values
+    place_x, place_y = torch.searchsorted(ordered, x), torch.searchsorted(ordered, y)
+    held = ordered[place_x.clamp(max=len(y) - 1)] == x
+    return torch.where(held, place_x, -1).to(torch.int32), place_y.to(torch.int32)
 
 
 class Masks(NamedTuple):

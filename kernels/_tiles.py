@@ -12,6 +12,9 @@ import triton.language as tl
 
 NOTHING = tl.constexpr(float("-inf"))
 LOG2E = tl.constexpr(1.4426950408889634)
+# One binary for all sizes, and for vectors that begin anywhere; the operands are padded and aligned, and stay promised to be.
+SIZES = ["R", "C", "diagonal"]
+VECTORS = ["groups_x", "groups_y", "ids_x", "ids_y", "there_x", "there_y"]
 
 
 @triton.jit
