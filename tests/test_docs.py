@@ -15,6 +15,7 @@ import zoo
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "docs/extending.md").read_text(encoding="utf-8")
+KERNELS = re.findall(r"^```python\n(.*?)^```", (ROOT / "docs/kernels.md").read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
 FILES = dict(re.findall(r"^`([\w/]+\.\w+)`\n\n```\w+\n(.*?)^```", TEXT, re.MULTILINE | re.DOTALL))
 (SCRIPT,) = re.findall(r"^```python\n(import zoo\n.*?)^```", TEXT, re.MULTILINE | re.DOTALL)
 PARTS = {"fusion": "weighted_sum", "encoder": "colour_grid", "data": "question_pairs"}
@@ -69,6 +70,19 @@ def test_the_data_set_says_what_is_wrong(parts, change, says):
         zoo.run("questions.yaml", data_root="data")
 
 
+def test_the_page_of_the_kernels_runs(own_registry, capsys):
+    """From top to bottom: a block may use what an earlier one made. Every loss is a number with a gradient."""
+    assert len(KERNELS) > 5
+    made = {}
+    for block in KERNELS:
+        exec(block, made)
+    assert capsys.readouterr().out == f"{torch.Size([])} ['log_scale']\n10.0\n"
+    named = ("clip", "siglip", "unicl", "moco", "brivl", "albef", "nt_xent", "notellm2", "supcon")
+    assert all(made[name].isfinite() and made[name].requires_grad for name in named)
+    assert made["log_scale"].grad != 0
+    assert made["one_after_the_other"].shape == (2, 10, 32)
+
+
 @pytest.mark.slow
 def test_installed_as_a_plug_in_they_are_found_and_fulfil_the_contract(tmp_path):
     source, site = tmp_path / "source", tmp_path / "site"
@@ -102,7 +116,7 @@ def call(command, **keywords):
     return done.stdout
 
 
-@pytest.mark.parametrize("page", ["README.md", "ARCHITECTURE.md", "CHANGELOG.md", "docs/extending.md"])
+@pytest.mark.parametrize("page", ["README.md", "ARCHITECTURE.md", "CHANGELOG.md", "docs/extending.md", "docs/kernels.md"])
 def test_every_link_leads_somewhere(page):
     path = ROOT / page
     links = re.findall(r"\]\(([^)#]+)", path.read_text(encoding="utf-8"))

@@ -75,7 +75,7 @@ def test_in_triton(dense, tmp_path):
     assert losses(tmp_path / "run") == pytest.approx(dense, **CLOSE)
 
 
-@pytest.mark.parametrize("objective", ["pair_infonce", "infonce"])
+@pytest.mark.parametrize("objective", ["pair_infonce", "infonce", "siglip"])
 def test_what_cannot_run_here_is_said(objective, data, tmp_path):
     with pytest.raises(ZooError, match=rf"{objective}: impl='triton' needs a CUDA device of capability 8\.0 .* write impl='chunked'"):
         train(load_recipe(recipe(tmp_path, "triton", objective), model__fusion="early"), loaded=data)
