@@ -31,6 +31,12 @@ def choose(impl: str, device: torch.device, dtype: torch.dtype, otherwise: str) 
 
 
 @torch.compiler.assume_constant_result
+def precision_of_torch() -> str:
+    """How torch's own products of float32 are formed now."""
+    return "ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32"
+
+
+@torch.compiler.assume_constant_result
 def _runs_triton(device: torch.device) -> bool:
     if device.type != "cuda" or torch.version.cuda is None or find_spec("triton") is None:
         return False

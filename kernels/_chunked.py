@@ -33,6 +33,9 @@ class Chunked:
         self.rows = 512 if plain else 128
         self._memory = [scale.new_empty(0), scale.new_empty(0)]
 
+    def prepare(self, x: Tensor) -> Tensor:
+        return x
+
     def forward(self, x: Tensor, y: Tensor, teacher: Teacher, pairs: Pairs, columns: bool, mirror: bool) -> tuple[Tensor, Tensor | None]:
         logits = self._logits(x, y)
         if not self.plain:

@@ -39,7 +39,7 @@ def _both(*sizes: int, split: int = 1, tma: bool = False) -> Tiles:
 # them. Larger ones do: 256 x 128 by 64 to 1064 bytes. With more relations to look at, a logit needs more registers.
 _TABLE: dict[tuple[int, str, str], Tiles] = {
     (80, "half", "plain"): _both(128, 128, 64, 8, 3, split=2),
-    (80, "half", "masked"): _both(128, 64, 64, 8, 3),
+    (80, "half", "masked"): _both(64, 64, 64, 4, 3),
     (80, "half", "full"): _both(64, 32, 64, 4, 3),
     (80, "tf32", "plain"): _both(128, 64, 32, 8, 3),
     (80, "tf32", "masked"): _both(64, 64, 32, 8, 3),

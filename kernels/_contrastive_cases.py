@@ -23,6 +23,7 @@ _FULL = {  # the most that can come together
     "soft": ("COLUMNS", "POSITIVE", "POSITIVE_Y", "IDS", "THERE", "KNOWN", "TOTAL", "SOFT", "MIRROR", "SELF"),
     "sigmoid": ("COLUMNS", "GROUPS", "IDS", "THERE", "KNOWN", "TOTAL", "SIGMOID", "BIAS", "MIRROR", "SELF"),
 }
+_DEMANDING = ("diagonal", "soft")  # who has registers for these has them for the others of their weight
 _SWITCHES = {name for names in (*_PLAIN.values(), *_MASKED.values(), *_FULL.values()) for name in names} | {"REPAIR"}
 _NEEDED_BY = {  # which arguments are there only with which switch
     "taught_x": "SOFT", "taught_y": "SOFT", "positive": "POSITIVE", "positive_y": "POSITIVE_Y", "groups_x": "GROUPS", "groups_y": "GROUPS",
@@ -41,7 +42,7 @@ def compile_cases(capability: int, triton_version: tuple[int, int]) -> Iterator[
         for kind in kinds:
             for weight, forms in (("plain", _PLAIN), ("masked", _MASKED), ("full", _FULL)):
                 for form, asked in forms.items():
-                    if kind == "bf16" or form in ("both", "diagonal", "soft"):
+                    if form == "both" or kind == "bf16" or (kind == "fp32" and form in _DEMANDING):
                         yield from _cases(capability, products, kind, weight, form, asked)
 
 
@@ -50,7 +51,7 @@ def _cases(capability: int, products: str, kind: str, weight: str, form: str, as
     label = f"{kind} {products}, {form}"
     yield _case(gradient_tile, label, gradient, products, kind, asked)
     yield _case(forward_tile, label, forward, products, kind, asked)
-    if "SIGMOID" not in asked:
+    if form in _DEMANDING:
         yield _case(forward_tile, f"{label}, repair", forward, products, kind, (*asked, "REPAIR"))
 
 

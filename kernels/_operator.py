@@ -11,7 +11,7 @@ from . import _blocks as blocks
 from . import _exchange as processes
 from . import _reference as reference
 from ._blocks import Engine, Needs, Side, Teacher
-from ._choice import choose
+from ._choice import choose, precision_of_torch
 from ._chunked import Chunked
 from ._pairs import FIELDS, Pairs
 
@@ -49,7 +49,7 @@ def resolve(
     if impl == "triton":  # under autocast its operands are rounded, as those of any product are; its logits are not
         operand = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else dtype
     if precision == "auto":
-        precision = "ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32"
+        precision = precision_of_torch()
     name = "" if group is None else group.group_name
     return Setting(impl, precision, form, direction != "rows", total, name, exchange, operand, accumulate)
 

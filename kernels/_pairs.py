@@ -73,7 +73,7 @@ def _ranked(x: Tensor | None, y: Tensor | None) -> tuple[Tensor | None, Tensor |
     if not len(y):
         return x.new_full((len(x),), -1, dtype=torch.int32), y.to(torch.int32)
     ordered = y.sort().values
-    place_x, place_y = torch.searchsorted(ordered, x), torch.searchsorted(ordered, y)
+    place_x, place_y = (torch.searchsorted(ordered, numbers.contiguous()) for numbers in (x, y))
     held = ordered[place_x.clamp(max=len(y) - 1)] == x
     return torch.where(held, place_x, -1).to(torch.int32), place_y.to(torch.int32)
 

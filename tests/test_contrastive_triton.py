@@ -1,0 +1,17 @@
+"""The Triton kernels of the contrastive loss run in the interpreter, in a process of its own: without one, torch knows no CPU for them."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+INTERPRETED = Path(__file__).parent / "interpreted"
+
+
+def test_triton_kernels_in_the_interpreter():
+    pytest.importorskip("triton")
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(INTERPRETED / "check_contrastive.py")]
+    done = subprocess.run(command, env=os.environ | {"TRITON_INTERPRET": "1"}, capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stdout + done.stderr
