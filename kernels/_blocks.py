@@ -43,6 +43,10 @@ class Engine(Protocol):
     form: str
     accumulate: torch.dtype
 
+    def prepare(self, x: Tensor) -> Tensor:
+        """Embeddings as the engine wants them, perhaps with zeros behind each row; done once, before they are cut."""
+        ...
+
     def forward(self, x: Tensor, y: Tensor, teacher: Teacher, pairs: Pairs, columns: bool, mirror: bool) -> tuple[Tensor, Tensor | None]:
         """(R, D), (C, D) to (7, R) and, if asked for, (7, C). ``mirror``: x is y, and columns would tell the same."""
         ...

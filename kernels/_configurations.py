@@ -31,14 +31,15 @@ class Tiles(NamedTuple):
     gradient: Configuration
 
 
-def _both(*sizes: int, split: int = 1, tma: bool = False) -> Tiles:
-    return Tiles(Configuration(*sizes, tma=tma), Configuration(*sizes, split=split, tma=tma))
+def _both(rows: int, columns: int, depth: int, warps: int, stages: int, split: int = 1, tma: bool = False) -> Tiles:
+    forward = Configuration(rows, columns, depth, warps, stages, tma=tma)
+    return Tiles(forward, forward._replace(split=split))
 
 
 # (least capability, products, weight) to tiles that spill no register there with Triton 3.6 and 3.8; benchmarks/aot.py checks all of
 # them. Larger ones do: 256 x 128 by 64 to 1064 bytes. With more relations to look at, a logit needs more registers.
 _TABLE: dict[tuple[int, str, str], Tiles] = {
-    (80, "half", "plain"): _both(128, 128, 64, 8, 3, split=2),
+    (80, "half", "plain"): Tiles(Configuration(128, 128, 64, 8, 3), Configuration(128, 64, 64, 8, 3)),
     (80, "half", "masked"): _both(64, 64, 64, 4, 3),
     (80, "half", "full"): _both(64, 32, 64, 4, 3),
     (80, "tf32", "plain"): _both(128, 64, 32, 8, 3),
@@ -46,7 +47,7 @@ _TABLE: dict[tuple[int, str, str], Tiles] = {
     (80, "tf32", "full"): _both(64, 32, 32, 4, 3),
     (80, "3xtf32", "plain"): _both(64, 64, 32, 8, 3),
     (80, "3xtf32", "masked"): _both(64, 64, 32, 8, 3),
-    (80, "3xtf32", "full"): _both(64, 32, 32, 4, 2),
+    (80, "3xtf32", "full"): _both(32, 32, 32, 4, 2),
     (80, "ieee", "plain"): _both(64, 64, 16, 8, 1),
     (80, "ieee", "masked"): _both(64, 64, 16, 8, 1),
     (80, "ieee", "full"): _both(32, 32, 16, 4, 1),
@@ -59,6 +60,10 @@ _TABLE: dict[tuple[int, str, str], Tiles] = {
     (90, "3xtf32", "plain"): _both(64, 64, 32, 4, 3, tma=True),
     (90, "3xtf32", "masked"): _both(64, 64, 32, 4, 3, tma=True),
     (90, "3xtf32", "full"): _both(64, 32, 32, 4, 2, tma=True),
+    (100, "half", "plain"): _both(128, 64, 64, 8, 3, tma=True),
+    (100, "half", "masked"): _both(64, 32, 64, 4, 3, tma=True),
+    (100, "tf32", "masked"): _both(64, 32, 32, 4, 3, tma=True),
+    (100, "3xtf32", "masked"): _both(64, 32, 32, 4, 3, tma=True),
 }
 INTERPRETED = _both(32, 16, 16, 4, 1, split=2)
 

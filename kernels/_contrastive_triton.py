@@ -107,16 +107,12 @@ class Tiled:
         return self._memory[: R * width].view(R, width)
 
     def _operands(self, x: Tensor, y: Tensor, teacher: Teacher, tile: Configuration) -> tuple[Any, ...]:
-        taught_x, taught_y = teacher or (None, None)
+        loaded: list[Any] = [x, y, *(teacher or (None, None))]
         if not tile.tma:
-            strides = x.stride(0), y.stride(0), *((0, 0) if taught_x is None else (taught_x.stride(0), taught_y.stride(0)))
-            return x, y, taught_x, taught_y, *strides, self.scale, self.bias
+            return *loaded, *(0 if t is None else t.stride(0) for t in loaded), self.scale, self.bias
         heights = (tile.rows, tile.columns) * 2
-        loaded = (
-            None if t is None else TensorDescriptor.from_tensor(t, [h, tile.depth])
-            for t, h in zip((x, y, taught_x, taught_y), heights, strict=True)
-        )
-        return *loaded, 0, 0, 0, 0, self.scale, self.bias
+        blocks = (None if t is None else TensorDescriptor.from_tensor(t, [h, tile.depth]) for t, h in zip(loaded, heights, strict=True))
+        return *blocks, 0, 0, 0, 0, self.scale, self.bias
 
     def _relations(self, pairs: Pairs, tile: Configuration, R: int, C: int) -> tuple[tuple[Tensor | None, ...], dict[str, bool]]:
         """The kernels' arguments from ``positive`` to ``known_start``, and which of them there are."""
