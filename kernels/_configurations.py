@@ -47,7 +47,7 @@ _TABLE: dict[tuple[int, str, str], Tiles] = {
     (80, "tf32", "full"): _both(64, 32, 32, 4, 3),
     (80, "3xtf32", "plain"): _both(64, 64, 32, 8, 3),
     (80, "3xtf32", "masked"): _both(64, 64, 32, 8, 3),
-    (80, "3xtf32", "full"): _both(32, 32, 32, 4, 2),
+    (80, "3xtf32", "full"): _both(32, 32, 16, 4, 2),
     (80, "ieee", "plain"): _both(64, 64, 16, 8, 1),
     (80, "ieee", "masked"): _both(64, 64, 16, 8, 1),
     (80, "ieee", "full"): _both(32, 32, 16, 4, 1),
@@ -61,9 +61,9 @@ _TABLE: dict[tuple[int, str, str], Tiles] = {
     (90, "3xtf32", "masked"): _both(64, 64, 32, 4, 3, tma=True),
     (90, "3xtf32", "full"): _both(64, 32, 32, 4, 2, tma=True),
     (100, "half", "plain"): _both(128, 64, 64, 8, 3, tma=True),
-    (100, "half", "masked"): _both(64, 32, 64, 4, 3, tma=True),
-    (100, "tf32", "masked"): _both(64, 32, 32, 4, 3, tma=True),
-    (100, "3xtf32", "masked"): _both(64, 32, 32, 4, 3, tma=True),
+    (100, "half", "masked"): _both(128, 32, 64, 8, 3, tma=True),
+    (100, "tf32", "masked"): _both(128, 32, 32, 8, 3, tma=True),
+    (100, "3xtf32", "masked"): _both(64, 32, 32, 8, 3, tma=True),
 }
 INTERPRETED = _both(32, 16, 16, 4, 1, split=2)
 

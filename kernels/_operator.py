@@ -113,11 +113,12 @@ def _forward(
     exchange: str,
 ) -> tuple[Tensor, Tensor]:
     call = _call(x, y, scale, bias, tensors, flags, form, impl, precision)
-    if group:
-        return processes.forward(call.engine, x, y, call.teacher, call.pairs, call.columns, group, exchange)
-    if y is None:
-        return blocks.forward_one_side(call.engine, x, call.teacher, call.pairs), scale.new_empty(FIELDS, 0)
-    return blocks.forward(call.engine, x, y, call.teacher, call.pairs, call.columns)
+    with torch.cuda.device_of(x):  # Triton launches on the current device, whatever the tensors lie on
+        if group:
+            return processes.forward(call.engine, x, y, call.teacher, call.pairs, call.columns, group, exchange)
+        if y is None:
+            return blocks.forward_one_side(call.engine, x, call.teacher, call.pairs), scale.new_empty(FIELDS, 0)
+        return blocks.forward(call.engine, x, y, call.teacher, call.pairs, call.columns)
 
 
 @_forward.register_fake
@@ -143,18 +144,28 @@ def _backward(
     exchange: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     call = _call(x, y, scale, bias, tensors, flags, form, impl, precision)
-    rows, columns = (Side(k, u) for k, u in zip(known, upstream, strict=True))
-    asked = Needs(*needs)
-    if group:
-        of_columns = columns if call.columns else None
-        gradients = processes.backward(call.engine, x, y, call.teacher, call.pairs, rows, of_columns, asked, group, exchange)
-    elif y is None:
-        gradients = blocks.backward_one_side(call.engine, x, call.teacher, call.pairs, rows, asked)
-    else:
-        gradients = blocks.backward(call.engine, x, y, call.teacher, call.pairs, rows, columns if call.columns else None, asked)
-    dx, dy = (None if d is None or not wanted else (d * scale).to(x.dtype) for d, wanted in zip(gradients[:2], needs[:2], strict=True))
-    dx, dy, dscale, dbias = (scale.new_empty(0) if d is None else d for d in (dx, dy, gradients.scale, gradients.bias))
+    size = _size(upstream, group) if x.dtype == torch.float16 else torch.ones_like(scale)
+    rows, columns = (Side(k, u / size) for k, u in zip(known, upstream, strict=True))
+    of_columns, asked = columns if call.columns else None, Needs(*needs)
+    with torch.cuda.device_of(x):
+        if group:
+            gradients = processes.backward(call.engine, x, y, call.teacher, call.pairs, rows, of_columns, asked, group, exchange)
+        elif y is None:
+            gradients = blocks.backward_one_side(call.engine, x, call.teacher, call.pairs, rows, asked)
+        else:
+            gradients = blocks.backward(call.engine, x, y, call.teacher, call.pairs, rows, of_columns, asked)
+    dx, dy = ((d * (scale * size)).to(x.dtype) if d is not None and n else None for d, n in zip(gradients[:2], needs[:2], strict=True))
+    dscale, dbias = (None if d is None else d * size for d in gradients[2:])
+    dx, dy, dscale, dbias = (scale.new_empty(0) if d is None else d for d in (dx, dy, dscale, dbias))
     return dx, dy, dscale, dbias
+
+
+def _size(upstream: list[Tensor], group: str) -> Tensor:
+    """The largest upstream gradient, to be taken out before logits' gradients are written in float16: 1/N would vanish in it."""
+    largest = torch.cat([u.abs().flatten() for u in upstream]).amax() if upstream[0].numel() else upstream[0].new_zeros(())
+    if group:  # columns are other processes' too, and all must take out the same
+        largest = processes.mean_over(largest, group)
+    return torch.where(largest > 0, largest, 1)
 
 
 @_backward.register_fake

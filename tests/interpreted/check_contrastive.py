@@ -113,6 +113,14 @@ def test_half_precision(dtype, tolerance, one_side):
     check(tolerance, x, None if one_side else y, torch.tensor(10.0), **given)
 
 
+def test_small_upstream_gradients_do_not_vanish_in_float16():
+    x, y = F.normalize(torch.randn(2, 40, 20), dim=2).half().requires_grad_().unbind()
+    (ours,) = torch.autograd.grad(contrastive_loss(x, y, scale=20.0, impl="triton") / 1024, x)
+    x, y = x.detach().double().requires_grad_(), y.detach().double()
+    (truth,) = torch.autograd.grad(contrastive_loss(x, y, scale=20.0, impl="reference") / 1024, x)
+    torch.testing.assert_close(ours.double(), truth, rtol=0, atol=2e-3 * float(truth.abs().max()))  # float16: 5e-4 a rounding
+
+
 def test_converged_pairs_keep_their_digits():
     x = torch.eye(16).repeat(2, 1)
     loss, dx, dscale = outcome("triton", x, None, torch.tensor(30.0), positive=(torch.arange(32) + 16) % 32)
