@@ -38,13 +38,22 @@ class Gradient(NamedTuple):
 class Engine(Protocol):
     """What an implementation gives. ``teacher`` holds its embeddings of the block's rows and columns."""
 
-    rows: int  # the largest block it takes
+    rows: int  # the largest block it takes on the way back
     columns: int
     form: str
     accumulate: torch.dtype
 
+    @property
+    def forward_block(self) -> tuple[int, int]:
+        """The largest block on the way forward."""
+        ...
+
     def prepare(self, x: Tensor) -> Tensor:
         """Embeddings as the engine wants them, perhaps with zeros behind each row; done once, before they are cut."""
+        ...
+
+    def relate(self, pairs: Pairs) -> Pairs:
+        """Relations as the engine wants them; done once, before they are cut."""
         ...
 
     def forward(self, x: Tensor, y: Tensor, teacher: Teacher, pairs: Pairs, columns: bool, mirror: bool) -> tuple[Tensor, Tensor | None]:
@@ -76,10 +85,10 @@ class Gradients(NamedTuple):
 
 def forward(engine: Engine, x: Tensor, y: Tensor, teacher: Teacher, pairs: Pairs, columns: bool) -> tuple[Tensor, Tensor]:
     """What is known of M rows against N columns, (7, M), and of the columns, (7, N); the latter empty of content if not asked for."""
-    x, y, teacher = engine.prepare(x), engine.prepare(y), _prepared(engine, teacher)
+    x, y, teacher, pairs = engine.prepare(x), engine.prepare(y), _prepared(engine, teacher), engine.relate(pairs)
     like = x.new_empty(0, dtype=engine.accumulate)
     of_rows, of_columns = empty(engine.form, len(x), like), empty(engine.form, len(y), like)
-    for r, c in _cuts(len(x), len(y), engine):
+    for r, c in _cuts(len(x), len(y), *engine.forward_block):
         one, other = engine.forward(x[r], y[c], _part(teacher, r, c), pairs.block(r, c), columns, mirror=False)
         _add(of_rows, r, one, engine.form)
         _add(of_columns, c, other, engine.form)
@@ -88,7 +97,7 @@ def forward(engine: Engine, x: Tensor, y: Tensor, teacher: Teacher, pairs: Pairs
 
 def forward_one_side(engine: Engine, x: Tensor, teacher: Teacher, pairs: Pairs) -> Tensor:
     """What is known of M rows against each other, (7, M): a block beside the diagonal tells of its rows and its columns."""
-    x, teacher = engine.prepare(x), _prepared(engine, teacher)
+    x, teacher, pairs = engine.prepare(x), _prepared(engine, teacher), engine.relate(pairs)
     known = empty(engine.form, len(x), x.new_empty(0, dtype=engine.accumulate))
     for r, c in _upper_cuts(len(x), engine):
         beside = r != c
@@ -103,12 +112,12 @@ def backward(
 ) -> Gradients:
     """The gradients of both sides. ``columns`` None: nothing comes back through them."""
     D, through_x = x.shape[1], needs.x or needs.scale
-    x, y, teacher = engine.prepare(x), engine.prepare(y), _prepared(engine, teacher)
+    x, y, teacher, pairs = engine.prepare(x), engine.prepare(y), _prepared(engine, teacher), engine.relate(pairs)
     dx = torch.zeros_like(x, dtype=engine.accumulate) if through_x else None
     dy = torch.zeros_like(y, dtype=engine.accumulate) if needs.y else None
     scale, bias = x.new_zeros((), dtype=engine.accumulate), x.new_zeros((), dtype=engine.accumulate)
     by_engine = False
-    for r, c in _cuts(len(x), len(y), engine):
+    for r, c in _cuts(len(x), len(y), engine.rows, engine.columns):
         at_c = None if columns is None else columns.at(c)
         gradient = engine.backward(x[r], y[c], _part(teacher, r, c), pairs.block(r, c), rows.at(r), at_c, False, needs.bias)
         if dx is not None:
@@ -128,7 +137,7 @@ def backward(
 def backward_one_side(engine: Engine, x: Tensor, teacher: Teacher, pairs: Pairs, side: Side, needs: Needs) -> Gradients:
     """The gradients of the one side: each logit serves as (i, j) and as (j, i), so its gradient is the sum of both."""
     D = x.shape[1]
-    x, teacher = engine.prepare(x), _prepared(engine, teacher)
+    x, teacher, pairs = engine.prepare(x), _prepared(engine, teacher), engine.relate(pairs)
     dx = torch.zeros_like(x, dtype=engine.accumulate)
     scale, bias = x.new_zeros((), dtype=engine.accumulate), x.new_zeros((), dtype=engine.accumulate)
     by_engine = False
@@ -157,10 +166,10 @@ def accumulate(out: Tensor, a: Tensor, b: Tensor) -> None:
         out.addmm_(a.to(out.dtype), b.to(out.dtype))
 
 
-def _cuts(M: int, N: int, engine: Engine) -> Iterator[tuple[slice, slice]]:
-    for r in range(0, M, engine.rows):
-        for c in range(0, N, engine.columns):
-            yield slice(r, min(r + engine.rows, M)), slice(c, min(c + engine.columns, N))
+def _cuts(M: int, N: int, rows: int, columns: int) -> Iterator[tuple[slice, slice]]:
+    for r in range(0, M, rows):
+        for c in range(0, N, columns):
+            yield slice(r, min(r + rows, M)), slice(c, min(c + columns, N))
 
 
 def _upper_cuts(M: int, engine: Engine) -> Iterator[tuple[slice, slice]]:

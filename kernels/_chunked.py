@@ -33,8 +33,15 @@ class Chunked:
         self.rows = 512 if plain else 128
         self._memory = [scale.new_empty(0), scale.new_empty(0)]
 
+    @property
+    def forward_block(self) -> tuple[int, int]:
+        return self.rows, self.columns
+
     def prepare(self, x: Tensor) -> Tensor:
         return x
+
+    def relate(self, pairs: Pairs) -> Pairs:
+        return pairs
 
     def forward(self, x: Tensor, y: Tensor, teacher: Teacher, pairs: Pairs, columns: bool, mirror: bool) -> tuple[Tensor, Tensor | None]:
         logits = self._logits(x, y)

@@ -47,11 +47,15 @@ class Tiled:
         self.precision = {"3xtf32": "tf32x3"}.get(precision, precision) if operand == torch.float32 else "ieee"  # as Triton names them
         self.tiles, self.mirrored = _tiles(scale.device, precision if operand == torch.float32 else "half", weight)
         self.rows, self.columns = _macro_block(D, operand.itemsize)
+        self.forward_block = _forward_block(self.tiles.forward, FIELDS if weight == "full" else 1)
         self._memory = scale.new_empty(0, dtype=operand)
 
     def prepare(self, x: Tensor) -> Tensor:
         """Rows as the kernels load them: aligned, and as wide as whole steps of a tile where no descriptor pads."""
         return padded(x, 1, max(16 if c.tma else c.depth for c in (*self.tiles, *self.mirrored)))
+
+    def relate(self, pairs: Pairs) -> Pairs:
+        return pairs.ranked()
 
     def forward(self, x: Tensor, y: Tensor, teacher: Teacher, pairs: Pairs, columns: bool, mirror: bool) -> tuple[Tensor, Tensor | None]:
         tile = (self.mirrored if mirror else self.tiles).forward
@@ -165,16 +169,23 @@ def _tiles(device: torch.device, products: str, weight: str) -> tuple[Tiles, Til
     if INTERPRETED:
         return configurations.INTERPRETED, configurations.INTERPRETED
     major, minor = torch.cuda.get_device_capability(device)
-    capability = 10 * major + minor
+    capability = min(10 * major + minor, 109) if major < 12 else 80  # later chips have other instructions than those of sm_100
     beside = configurations.find(capability, products, weight)
     return beside, configurations.find(capability, products, "masked") if weight == "plain" else beside
 
 
 def _macro_block(D: int, itemsize: int) -> tuple[int, int]:
     """Rows and columns at a time: rows that fill whole waves of a large device in the products with D columns, as many columns as fit."""
-    rows = max(1024, 132 * 128 * 256 // max(D, 1) // 1024 * 1024)
+    rows = min(max(1024, 132 * 128 * 256 // max(D, 1) // 1024 * 1024), 16384)
     columns = _BUFFER // itemsize // rows // 1024 * 1024
     return rows, max(columns, 1024)
+
+
+def _forward_block(tile: Configuration, fields: int) -> tuple[int, int]:
+    """Rows and columns at a time on the way forward, where nothing is kept but the tiles' sums: as many as these leave room for."""
+    logits = _BUFFER // 2 // (4 * fields) * tile.rows * tile.columns // (tile.rows + tile.columns)
+    side = max(math.isqrt(logits) // 1024 * 1024, 1024)
+    return side, side
 
 
 def _fields(pairs: Pairs, teacher: Teacher, total: bool) -> int:
@@ -203,8 +214,9 @@ def _or_infinite(lse: Tensor) -> Tensor:
 def _by_tile(known: Tensor, tile: Configuration, R: int, C: int) -> tuple[Tensor, Tensor, Tensor]:
     """Rows and columns of the pairs, sorted by the tile they lie in, and where each tile's begin; without waiting for the device."""
     nm, nn = triton.cdiv(R, tile.rows), triton.cdiv(C, tile.columns)
-    inside = ((known >= 0) & (known < known.new_tensor([R, C]))).all(1)
-    lies = torch.where(inside, known[:, 0] // tile.rows * nn + known[:, 1] // tile.columns, nm * nn)
+    row, column = known.unbind(1)
+    inside = (row >= 0) & (row < R) & (column >= 0) & (column < C)
+    lies = torch.where(inside, row // tile.rows * nn + column // tile.columns, nm * nn)
     lies, order = lies.sort(stable=True)
     start = torch.searchsorted(lies, torch.arange(nm * nn + 1, device=known.device))
     row, column = known[order].to(torch.int32).unbind(1)

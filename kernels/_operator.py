@@ -95,7 +95,7 @@ def _call(
     from ._contrastive_triton import Tiled  # only where triton is installed
 
     weight = "full" if not plain else "plain" if pairs.by_index_alone else "masked"
-    return _Call(Tiled(scale, bias, form, total, weight, precision, x.dtype, x.shape[1]), teacher, pairs.ranked(), columns)
+    return _Call(Tiled(scale, bias, form, total, weight, precision, x.dtype, x.shape[1]), teacher, pairs, columns)
 
 
 @torch.library.custom_op(f"{_NAME}::contrastive", mutates_args=())

@@ -14,7 +14,11 @@ def padded(x: Tensor, widths: int, multiple: int) -> Tensor:
         multiple: A multiple of 16; it divides all strides of the result but the last, which is 1.
     """
     shape = [*x.shape[:-widths], *(size + -size % multiple for size in x.shape[-widths:])]
-    is_aligned = x.stride(-1) == 1 and all(stride % multiple == 0 for stride in x.stride()[:-1]) and x.data_ptr() % 16 == 0
+    strides = x.stride()[:-1]
+    is_apart = all(
+        stride >= size for stride, size in zip(strides, x.shape[1:], strict=True)
+    )  # expanded rows are one row: no descriptor takes them
+    is_aligned = x.stride(-1) == 1 and all(stride % multiple == 0 for stride in strides) and x.data_ptr() % 16 == 0 and is_apart
     if is_aligned and list(x.shape) == shape:
         return x
     copy = x.new_zeros(shape)

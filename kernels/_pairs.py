@@ -61,7 +61,7 @@ class Pairs(NamedTuple):
             ids_y=part(self.ids_y, columns),
             there_x=part(self.there_x, rows),
             there_y=part(self.there_y, columns),
-            known=None if self.known is None else self.known - self.known.new_tensor([rows.start, columns.start]),
+            known=None if self.known is None else torch.stack([self.known[:, 0] - rows.start, self.known[:, 1] - columns.start], 1),
             diagonal=None if self.diagonal is None else self.diagonal + rows.start - columns.start,
         )
 

@@ -91,7 +91,8 @@ def contrastive_loss(
             "ieee" where ``torch.get_float32_matmul_precision()`` is "highest", as torch's own products, else "tf32".
         group: A ``torch.distributed`` process group: the rows of all its processes, equally many in each, are candidates; indices
             stay local. The mean over the processes of what each returns is the loss of one process with everything, and so with
-            gradients averaged as DistributedDataParallel does; of a sum or of single losses it is the sum. ``negatives`` stay local.
+            gradients averaged as DistributedDataParallel does: an embedding gets as many times the gradient of that mean as there are
+            processes. Of a sum or of single losses it is the sum. ``negatives`` stay local.
         validate: Look at the values, which on an accelerator would wait for it, and raise. None: on a CPU, outside
             ``torch.compile``.
         known: (E, 2) int64 further pairs (row of x, row of y) that are never negatives; with one side in either order.
@@ -163,10 +164,10 @@ def _known_of_both(
     x = _prepared(x, there_x, normalize, setting)
     y = None if y is None else _prepared(y, there_y, normalize, setting)
     teacher = None if given.soft is None else _taught(given.soft, 1 if one_side else 2, (there_x, there_y), setting)
-    scale = torch.as_tensor(scale, dtype=setting.accumulate, device=x.device)
+    scale = _number(scale, x, setting)
     used = None
     if bias is not None:
-        bias = torch.as_tensor(bias, dtype=scale.dtype, device=x.device)
+        bias = _number(bias, x, setting)
         used = bias if setting.form == "sigmoid" else None
     rows, columns = known_of_rows(x, y, scale, used, teacher, pairs, setting)
     if one_side:
@@ -185,6 +186,13 @@ def _known_of_both(
     if there_y is not None:
         counted = counted & there_y[positive.clamp(min=0)]
     return rows, columns, counted, counted
+
+
+def _number(value: Tensor | float, x: Tensor, setting: Setting) -> Tensor:
+    """() on the device of x; a number is written there rather than copied, which would wait for the device."""
+    if isinstance(value, Tensor):
+        return value.to(x.device, setting.accumulate)
+    return torch.full((), value, dtype=setting.accumulate, device=x.device)
 
 
 def _known_of_negatives(

@@ -30,6 +30,7 @@ def tiny(monkeypatch):
     torch.manual_seed(0)
     monkeypatch.setattr(configurations, "INTERPRETED", POINTERS)
     monkeypatch.setattr(in_triton, "_macro_block", lambda D, itemsize: (32, 48))
+    monkeypatch.setattr(in_triton, "_forward_block", lambda tile, fields: (48, 32))
 
 
 def outcome(impl: str, x: Tensor, y: Tensor | None, scale: Tensor, bias: Tensor | None = None, negatives: Tensor | None = None, **given):
@@ -165,6 +166,21 @@ def test_what_lies_around_the_operands_has_no_influence(load, monkeypatch):
     apart = inside.clone()
     for ours, plain in zip(outcome("triton", *inside, torch.tensor(5.0)), outcome("triton", *apart, torch.tensor(5.0)), strict=True):
         assert torch.equal(ours, plain)
+
+
+def test_offsets_beyond_31_bits():
+    far = torch.empty(3, 2**30 + 16, dtype=torch.float16)[:, :16]  # 4 GiB from first to last, most of it never touched
+    near = torch.randn(3, 16).half()
+    far.copy_(near)
+    y = torch.randn(3, 16).half()
+    for ours, plain in zip(outcome_of_rows(far, y), outcome_of_rows(near, y), strict=True):
+        assert torch.equal(ours, plain)
+
+
+def outcome_of_rows(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    y = y.clone().requires_grad_()  # x itself: a clone of it would lie close together
+    loss = contrastive_loss(x, y, scale=1.0, impl="triton")
+    return loss.detach(), torch.autograd.grad(loss, y)[0]
 
 
 @pytest.mark.parametrize("one_side", [False, True])
