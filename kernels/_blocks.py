@@ -130,7 +130,7 @@ def backward(
             bias = bias + gradient.bias
     if needs.scale and not by_engine and dx is not None:
         scale = (dx * x).sum()
-    dx, dy = (None if d is None else d[:, :D] for d in (dx, dy))
+    dx, dy = (None if d is None else d[:, :D].contiguous() for d in (dx, dy))
     return Gradients(dx, dy, scale if needs.scale else None, bias if needs.bias else None)
 
 
@@ -153,7 +153,7 @@ def backward_one_side(engine: Engine, x: Tensor, teacher: Teacher, pairs: Pairs,
             bias = bias + gradient.bias
     if not by_engine:
         scale = (dx * x).sum() / 2  # dx holds each logit's share twice, once a row
-    return Gradients(dx[:, :D], None, scale if needs.scale else None, bias if needs.bias else None)
+    return Gradients(dx[:, :D].contiguous(), None, scale if needs.scale else None, bias if needs.bias else None)
 
 
 def accumulate(out: Tensor, a: Tensor, b: Tensor) -> None:

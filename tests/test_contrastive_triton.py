@@ -10,8 +10,9 @@ import pytest
 INTERPRETED = Path(__file__).parent / "interpreted"
 
 
-def test_triton_kernels_in_the_interpreter():
+@pytest.mark.parametrize("checks", ["check_contrastive.py", "check_contrastive_processes.py"])
+def test_triton_kernels_in_the_interpreter(checks):
     pytest.importorskip("triton")
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(INTERPRETED / "check_contrastive.py")]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(INTERPRETED / checks)]
     done = subprocess.run(command, env=os.environ | {"TRITON_INTERPRET": "1"}, capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stdout + done.stderr
