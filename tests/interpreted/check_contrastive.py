@@ -114,6 +114,21 @@ def test_half_precision(dtype, tolerance, one_side):
     check(tolerance, x, None if one_side else y, torch.tensor(10.0), **given)
 
 
+def test_errs_no_more_than_the_dense_form_in_bfloat16():
+    x, y = F.normalize(torch.randn(2, 48, 32), dim=2).bfloat16()
+    scale = torch.tensor(50.0)
+
+    def dense(x, y, scale):  # as under autocast: the logits are rounded
+        tensors = [t.clone().requires_grad_() for t in (x, y, scale)]
+        logits, target = (tensors[0] @ tensors[1].T * tensors[2].to(x.dtype)).float(), torch.arange(len(x))
+        loss = (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+        return [loss.detach().double(), *(g.double() for g in torch.autograd.grad(loss, tensors))]
+
+    every = zip(outcome("triton", x, y, scale), dense(x, y, scale), outcome("reference", x, y, scale), strict=True)
+    for ours, plain, truth in every:  # the interpreter cuts bfloat16 off where a device rounds it: 2 ** -7 of what is written
+        assert ((ours - truth).abs() <= (plain - truth).abs() + 2**-7 * truth.abs().max()).all()
+
+
 def test_small_upstream_gradients_do_not_vanish_in_float16():
     x, y = F.normalize(torch.randn(2, 40, 20), dim=2).half().requires_grad_().unbind()
     (ours,) = torch.autograd.grad(contrastive_loss(x, y, scale=20.0, impl="triton") / 1024, x)
