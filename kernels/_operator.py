@@ -154,7 +154,10 @@ def _backward(
             gradients = blocks.backward_one_side(call.engine, x, call.teacher, call.pairs, rows, asked)
         else:
             gradients = blocks.backward(call.engine, x, y, call.teacher, call.pairs, rows, of_columns, asked)
-    dx, dy = ((d * (scale * size)).to(x.dtype) if d is not None and n else None for d, n in zip(gradients[:2], needs[:2], strict=True))
+    dx, dy = (
+        (d * (scale * size)).to(x.dtype).contiguous() if d is not None and n else None
+        for d, n in zip(gradients[:2], needs[:2], strict=True)
+    )
     dscale, dbias = (None if d is None else d * size for d in gradients[2:])
     dx, dy, dscale, dbias = (scale.new_empty(0) if d is None else d for d in (dx, dy, dscale, dbias))
     return dx, dy, dscale, dbias
@@ -171,7 +174,7 @@ def _size(upstream: list[Tensor], group: str) -> Tensor:
 @_backward.register_fake
 def _(known, upstream, needs, x, y, scale, bias, tensors, flags, form, impl, precision, group, exchange):
     wanted = zip(needs, (x, y, scale, bias), strict=True)
-    return tuple(torch.empty_like(t) if asked and t is not None else scale.new_empty(0) for asked, t in wanted)
+    return tuple(t.new_empty(t.shape) if asked and t is not None else scale.new_empty(0) for asked, t in wanted)
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:

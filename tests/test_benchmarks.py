@@ -93,7 +93,9 @@ class TestGpuScript:
     @pytest.fixture
     def script(self, monkeypatch, tmp_path):
         def call(*arguments):
-            monkeypatch.setattr(sys, "argv", ["gpu_contrastive", "--device", "cpu", "--tiny", "--out", str(tmp_path), *arguments])
+            start = [] if "--earlier" in arguments else ["--earlier", str(tmp_path / "nothing")]  # not what this machine has stored
+            settings = ["--device", "cpu", "--tiny", "--out", str(tmp_path), *start]
+            monkeypatch.setattr(sys, "argv", ["gpu_contrastive", *settings, *arguments])
             gpu_contrastive.main()
             path = tmp_path / f"{machine('cpu')['name']}.json"
             return path, tmp_path / f"gpu_part{arguments[1]}.json"
