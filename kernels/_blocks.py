@@ -31,7 +31,7 @@ class Gradient(NamedTuple):
     """Of a block's logits, or of all that they depend on."""
 
     logits: Tensor  # (R, C) in the type of the operands; valid until the engine's next call
-    scale: Tensor | None  # () sum of the gradients times the unscaled products; None: the driver takes it from dx
+    scale: Tensor | None  # () sum of the gradients times the unscaled products, of an engine that gives it
     bias: Tensor | None  # ()
 
 
@@ -42,6 +42,7 @@ class Engine(Protocol):
     columns: int
     form: str
     accumulate: torch.dtype
+    gives_scale: bool  # whether its gradients tell that of the scale; else the driver takes it from dx
 
     @property
     def forward_block(self) -> tuple[int, int]:
@@ -54,6 +55,10 @@ class Engine(Protocol):
 
     def relate(self, pairs: Pairs) -> Pairs:
         """Relations as the engine wants them; done once, before they are cut."""
+        ...
+
+    def tell(self, side: Side) -> Side:
+        """A side as the engine reads it on the way back; done once, before it is cut."""
         ...
 
     def forward(self, x: Tensor, y: Tensor, teacher: Teacher, pairs: Pairs, columns: bool, mirror: bool) -> tuple[Tensor, Tensor | None]:
@@ -111,12 +116,12 @@ def backward(
     engine: Engine, x: Tensor, y: Tensor, teacher: Teacher, pairs: Pairs, rows: Side, columns: Side | None, needs: Needs
 ) -> Gradients:
     """The gradients of both sides. ``columns`` None: nothing comes back through them."""
-    D, through_x = x.shape[1], needs.x or needs.scale
+    D, through_x = x.shape[1], needs.x or (needs.scale and not engine.gives_scale)
     x, y, teacher, pairs = engine.prepare(x), engine.prepare(y), _prepared(engine, teacher), engine.relate(pairs)
+    rows, columns = engine.tell(rows), None if columns is None else engine.tell(columns)
     dx = torch.zeros_like(x, dtype=engine.accumulate) if through_x else None
     dy = torch.zeros_like(y, dtype=engine.accumulate) if needs.y else None
     scale, bias = x.new_zeros((), dtype=engine.accumulate), x.new_zeros((), dtype=engine.accumulate)
-    by_engine = False
     for r, c in _cuts(len(x), len(y), engine.rows, engine.columns):
         at_c = None if columns is None else columns.at(c)
         gradient = engine.backward(x[r], y[c], _part(teacher, r, c), pairs.block(r, c), rows.at(r), at_c, False, needs.bias)
@@ -125,10 +130,10 @@ def backward(
         if dy is not None:
             accumulate(dy[c], gradient.logits.T, x[r])
         if gradient.scale is not None:
-            by_engine, scale = True, scale + gradient.scale
+            scale = scale + gradient.scale
         if gradient.bias is not None:
             bias = bias + gradient.bias
-    if needs.scale and not by_engine and dx is not None:
+    if dx is not None and not engine.gives_scale:
         scale = (dx * x).sum()
     dx, dy = (None if d is None else d[:, :D].contiguous() for d in (dx, dy))
     return Gradients(dx, dy, scale if needs.scale else None, bias if needs.bias else None)
@@ -136,24 +141,24 @@ def backward(
 
 def backward_one_side(engine: Engine, x: Tensor, teacher: Teacher, pairs: Pairs, side: Side, needs: Needs) -> Gradients:
     """The gradients of the one side: each logit serves as (i, j) and as (j, i), so its gradient is the sum of both."""
-    D = x.shape[1]
-    x, teacher, pairs = engine.prepare(x), _prepared(engine, teacher), engine.relate(pairs)
-    dx = torch.zeros_like(x, dtype=engine.accumulate)
+    D, through_x = x.shape[1], needs.x or (needs.scale and not engine.gives_scale)
+    x, teacher, pairs, side = engine.prepare(x), _prepared(engine, teacher), engine.relate(pairs), engine.tell(side)
+    dx = torch.zeros_like(x, dtype=engine.accumulate) if through_x else None
     scale, bias = x.new_zeros((), dtype=engine.accumulate), x.new_zeros((), dtype=engine.accumulate)
-    by_engine = False
     for r, c in _upper_cuts(len(x), engine):
         beside = r != c
         gradient = engine.backward(x[r], x[c], _part(teacher, r, c), pairs.block(r, c), side.at(r), side.at(c), not beside, needs.bias)
-        accumulate(dx[r], gradient.logits, x[c])
-        if beside:
-            accumulate(dx[c], gradient.logits.T, x[r])
+        if dx is not None:
+            accumulate(dx[r], gradient.logits, x[c])
+            if beside:
+                accumulate(dx[c], gradient.logits.T, x[r])
         if gradient.scale is not None:
-            by_engine, scale = True, scale + gradient.scale
+            scale = scale + gradient.scale
         if gradient.bias is not None:
             bias = bias + gradient.bias
-    if not by_engine:
+    if dx is not None and not engine.gives_scale:
         scale = (dx * x).sum() / 2  # dx holds each logit's share twice, once a row
-    return Gradients(dx[:, :D].contiguous(), None, scale if needs.scale else None, bias if needs.bias else None)
+    return Gradients(None if dx is None else dx[:, :D].contiguous(), None, scale if needs.scale else None, bias if needs.bias else None)
 
 
 def accumulate(out: Tensor, a: Tensor, b: Tensor) -> None:

@@ -26,6 +26,7 @@ class Chunked:
     """
 
     columns = 8192
+    gives_scale = False
 
     def __init__(self, scale: Tensor, bias: Tensor | None, form: str, plain: bool) -> None:
         self.scale, self.bias, self.form, self.plain = scale, bias, form, plain
@@ -42,6 +43,9 @@ class Chunked:
 
     def relate(self, pairs: Pairs) -> Pairs:
         return pairs
+
+    def tell(self, side: Side) -> Side:
+        return side
 
     def forward(self, x: Tensor, y: Tensor, teacher: Teacher, pairs: Pairs, columns: bool, mirror: bool) -> tuple[Tensor, Tensor | None]:
         logits = self._logits(x, y)

@@ -1,8 +1,12 @@
-"""The tiles that the Triton kernels of the contrastive loss run with: a small table per architecture, nothing is tuned by surprise."""
+"""The tiles that the Triton kernels of the contrastive loss run with: a small table, over which `tuning` lays what it measured."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
+
+INTERPRETER = 0  # in place of a device's capability
 
 
 class Configuration(NamedTuple):
@@ -31,50 +35,95 @@ class Tiles(NamedTuple):
     gradient: Configuration
 
 
+class Key(NamedTuple):
+    """Where tiles run, and what for."""
+
+    capability: int  # 10 * major + minor of the device, or INTERPRETER
+    triton: tuple[int, int]  # its release
+    products: str  # "half" for float16 and bfloat16; for float32 "tf32", "3xtf32" or "ieee"
+    weight: str  # "plain": softmax, positives by index, nothing else; "masked": ids, presence, known pairs or the diagonal too; "full": all
+
+
 def _both(rows: int, columns: int, depth: int, warps: int, stages: int, split: int = 1, tma: bool = False) -> Tiles:
     forward = Configuration(rows, columns, depth, warps, stages, tma=tma)
     return Tiles(forward, forward._replace(split=split))
 
 
-# (least capability, products, weight) to tiles that spill no register there with Triton 3.6 and 3.8; benchmarks/aot.py checks all of
-# them. Larger ones do: 256 x 128 by 64 to 1064 bytes. With more relations to look at, a logit needs more registers.
-_TABLE: dict[tuple[int, str, str], Tiles] = {
-    (80, "half", "plain"): Tiles(Configuration(128, 128, 64, 8, 3), Configuration(128, 64, 64, 8, 3)),
-    (80, "half", "masked"): _both(64, 64, 64, 4, 3),
-    (80, "half", "full"): _both(64, 32, 64, 4, 3),
-    (80, "tf32", "plain"): _both(128, 64, 32, 8, 3),
-    (80, "tf32", "masked"): _both(64, 64, 32, 8, 3),
-    (80, "tf32", "full"): _both(64, 32, 32, 4, 3),
-    (80, "3xtf32", "plain"): _both(64, 64, 32, 8, 3),
-    (80, "3xtf32", "masked"): _both(64, 64, 32, 8, 3),
-    (80, "3xtf32", "full"): _both(32, 32, 16, 4, 2),
-    (80, "ieee", "plain"): _both(64, 64, 16, 8, 1),
-    (80, "ieee", "masked"): _both(64, 64, 16, 8, 1),
-    (80, "ieee", "full"): _both(32, 32, 16, 4, 1),
-    (90, "half", "plain"): _both(128, 128, 64, 8, 3, split=2, tma=True),
-    (90, "half", "masked"): _both(128, 64, 64, 8, 3, tma=True),
-    (90, "half", "full"): _both(64, 32, 64, 4, 3, tma=True),
-    (90, "tf32", "plain"): _both(128, 64, 32, 8, 3, tma=True),
-    (90, "tf32", "masked"): _both(64, 64, 32, 4, 3, tma=True),
-    (90, "tf32", "full"): _both(64, 32, 32, 4, 3, tma=True),
-    (90, "3xtf32", "plain"): _both(64, 64, 32, 4, 3, tma=True),
-    (90, "3xtf32", "masked"): _both(64, 64, 32, 4, 3, tma=True),
-    (90, "3xtf32", "full"): _both(64, 32, 32, 4, 2, tma=True),
-    (100, "half", "plain"): _both(128, 64, 64, 8, 3, tma=True),
-    (100, "half", "masked"): _both(128, 32, 64, 8, 3, tma=True),
-    (100, "tf32", "masked"): _both(128, 32, 32, 8, 3, tma=True),
-    (100, "3xtf32", "masked"): _both(64, 32, 32, 8, 3, tma=True),
+# Tiles that spill no register on the architecture with that release of Triton and later ones; benchmarks/aot.py checks all of them. Larger
+# ones do: 256 x 128 by 64 to 1064 bytes. With more relations to look at, a logit needs more registers.
+_TABLE: dict[Key, Tiles] = {
+    Key(80, (3, 6), "half", "plain"): Tiles(Configuration(128, 128, 64, 8, 3), Configuration(128, 64, 64, 8, 3)),
+    Key(80, (3, 8), "half", "plain"): _both(128, 128, 64, 8, 3, split=2),
+    Key(80, (3, 6), "half", "masked"): _both(64, 64, 64, 4, 3),
+    Key(80, (3, 6), "half", "full"): Tiles(Configuration(64, 64, 64, 8, 3), Configuration(64, 32, 64, 4, 3)),
+    Key(80, (3, 8), "half", "full"): Tiles(Configuration(64, 64, 64, 8, 3), Configuration(64, 64, 64, 4, 3)),
+    Key(80, (3, 6), "tf32", "plain"): _both(128, 64, 32, 8, 3),
+    Key(80, (3, 6), "tf32", "masked"): _both(64, 64, 32, 8, 3),
+    Key(80, (3, 6), "tf32", "full"): Tiles(Configuration(64, 64, 32, 8, 3), Configuration(64, 32, 32, 4, 3)),
+    Key(80, (3, 8), "tf32", "full"): Tiles(Configuration(64, 64, 32, 8, 3), Configuration(64, 64, 32, 4, 3)),
+    Key(80, (3, 6), "3xtf32", "plain"): _both(64, 64, 32, 8, 3),
+    Key(80, (3, 6), "3xtf32", "masked"): _both(64, 64, 32, 8, 3),
+    Key(80, (3, 6), "3xtf32", "full"): Tiles(Configuration(32, 32, 16, 4, 2), Configuration(64, 32, 32, 8, 2)),
+    Key(80, (3, 8), "3xtf32", "full"): _both(64, 32, 32, 8, 2),
+    Key(80, (3, 6), "ieee", "plain"): _both(64, 64, 16, 8, 1),
+    Key(80, (3, 6), "ieee", "masked"): _both(64, 64, 16, 8, 1),
+    Key(80, (3, 6), "ieee", "full"): _both(64, 32, 16, 8, 1),
+    Key(90, (3, 6), "half", "plain"): _both(128, 128, 64, 8, 3, split=2, tma=True),
+    Key(90, (3, 6), "half", "masked"): _both(128, 64, 64, 8, 3, tma=True),
+    Key(90, (3, 6), "half", "full"): _both(64, 64, 64, 8, 3, tma=True),
+    Key(90, (3, 6), "tf32", "plain"): _both(128, 128, 32, 8, 3, split=2, tma=True),
+    Key(90, (3, 6), "tf32", "masked"): _both(64, 64, 32, 4, 3, tma=True),
+    Key(90, (3, 6), "tf32", "full"): _both(64, 64, 32, 8, 3, tma=True),
+    Key(90, (3, 6), "3xtf32", "plain"): _both(64, 64, 32, 4, 3, tma=True),
+    Key(90, (3, 6), "3xtf32", "masked"): _both(64, 64, 32, 4, 3, tma=True),
+    Key(90, (3, 6), "3xtf32", "full"): _both(64, 64, 32, 8, 2, tma=True),
+    Key(90, (3, 6), "ieee", "full"): Tiles(Configuration(32, 32, 16, 4, 1), Configuration(64, 32, 16, 8, 1)),
+    Key(90, (3, 8), "ieee", "full"): _both(64, 32, 16, 8, 1),
+    Key(100, (3, 6), "half", "plain"): _both(128, 64, 64, 8, 3, tma=True),
+    Key(100, (3, 8), "half", "plain"): Tiles(
+        Configuration(128, 64, 64, 8, 3, tma=True), Configuration(128, 128, 64, 8, 3, split=2, tma=True)
+    ),
+    Key(100, (3, 6), "half", "masked"): _both(128, 32, 64, 8, 3, tma=True),
+    Key(100, (3, 6), "tf32", "plain"): _both(128, 64, 32, 8, 3, tma=True),
+    Key(100, (3, 6), "tf32", "masked"): _both(128, 32, 32, 8, 3, tma=True),
+    Key(100, (3, 6), "3xtf32", "masked"): _both(64, 32, 32, 8, 3, tma=True),
+    Key(100, (3, 6), "3xtf32", "full"): Tiles(Configuration(64, 64, 32, 8, 2, tma=True), Configuration(64, 32, 32, 4, 2, tma=True)),
+    Key(100, (3, 8), "3xtf32", "full"): _both(64, 64, 32, 8, 2, tma=True),
 }
 INTERPRETED = _both(32, 16, 16, 4, 1, split=2)
+measured: dict[Key, Tiles] = {}  # by `tuning`, on this device; asked before the table
+_watching: list[list[Key]] = []
 
 
-def find(capability: int, products: str, weight: str) -> Tiles:
-    """The tiles for a device.
+def find(key: Key) -> Tiles:
+    """The tiles for a device: what was measured there, else the table's."""
+    for asked in _watching:
+        asked.append(key)
+    if key in measured:
+        return measured[key]
+    return INTERPRETED if key.capability == INTERPRETER else stored(key)
 
-    Args:
-        capability: 10 * major + minor.
-        products: "half" for float16 and bfloat16; for float32 "tf32", "3xtf32" or "ieee".
-        weight: "plain": softmax, positives by index and nothing else. "masked": ids, presence, known pairs or the diagonal too.
-            "full": groups, totals, soft targets or the sigmoid form.
+
+def stored(key: Key) -> Tiles:
+    """The table's tiles: of the greatest capability and, for this, the latest release of Triton that do not exceed those asked for.
+
+    Raises:
+        ValueError: For a release of Triton before those of the table.
     """
-    return _TABLE[max(key for key in _TABLE if key[0] <= capability and key[1:] == (products, weight))]
+    fitting = [k for k in _TABLE if k.capability <= key.capability and k.triton <= key.triton and k[2:] == key[2:]]
+    if not fitting:
+        raise ValueError(
+            f"the kernels need Triton 3.6 or later, not {key.triton[0]}.{key.triton[1]}: update triton, or write impl='chunked'"
+        )
+    return _TABLE[max(fitting)]
+
+
+@contextmanager
+def watched() -> Iterator[list[Key]]:
+    """The keys that are asked for meanwhile, in their order."""
+    asked: list[Key] = []
+    _watching.append(asked)
+    try:
+        yield asked
+    finally:
+        _watching.remove(asked)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from ._configurations import Configuration, find
+from ._configurations import Configuration, Key, stored
 from ._contrastive_forward import forward_tile
 from ._contrastive_gradient import gradient_tile
 
@@ -23,7 +23,7 @@ _FULL = {  # the most that can come together
     "soft": ("COLUMNS", "POSITIVE", "POSITIVE_Y", "IDS", "THERE", "KNOWN", "TOTAL", "SOFT", "MIRROR", "SELF"),
     "sigmoid": ("COLUMNS", "GROUPS", "IDS", "THERE", "KNOWN", "TOTAL", "SIGMOID", "BIAS", "MIRROR", "SELF"),
 }
-_DEMANDING = ("diagonal", "soft")  # who has registers for these has them for the others of their weight
+_DEMANDING = ("diagonal", "groups", "soft")  # who has registers for these has them for the others of their weight
 _SWITCHES = {name for names in (*_PLAIN.values(), *_MASKED.values(), *_FULL.values()) for name in names} | {"REPAIR"}
 _NEEDED_BY = {  # which arguments are there only with which switch
     "taught_x": "SOFT", "taught_y": "SOFT", "positive": "POSITIVE", "positive_y": "POSITIVE_Y", "groups_x": "GROUPS", "groups_y": "GROUPS",
@@ -37,18 +37,18 @@ _INTEGERS |= dict.fromkeys(("R", "C", "diagonal", "stride_g"), "i32")
 
 
 def compile_cases(capability: int, triton_version: tuple[int, int]) -> Iterator[dict[str, Any]]:
-    """One entry for each form, with the tile that runs there; the same for all versions of Triton."""
+    """One entry for each form, with the tile that runs there."""
     for products, kinds in (("half", ("bf16", "fp16")), ("tf32", ("fp32",)), ("3xtf32", ("fp32",)), ("ieee", ("fp32",))):
         for kind in kinds:
             for weight, forms in (("plain", _PLAIN), ("masked", _MASKED), ("full", _FULL)):
                 for form, asked in forms.items():
                     if form == "both" or kind == "bf16" or (kind == "fp32" and form in _DEMANDING):
-                        yield from _cases(capability, products, kind, weight, form, asked)
+                        yield from _cases(Key(capability, triton_version, products, weight), kind, form, asked)
 
 
-def _cases(capability: int, products: str, kind: str, weight: str, form: str, asked: tuple[str, ...]) -> Iterator[dict[str, Any]]:
-    forward, gradient = find(capability, products, weight)
-    label = f"{kind} {products}, {form}"
+def _cases(key: Key, kind: str, form: str, asked: tuple[str, ...]) -> Iterator[dict[str, Any]]:
+    forward, gradient = stored(key)
+    products, label = key.products, f"{kind} {key.products}, {form}"
     yield _case(gradient_tile, label, gradient, products, kind, asked)
     yield _case(forward_tile, label, forward, products, kind, asked)
     if form in _DEMANDING:

@@ -12,7 +12,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from . import _configurations as configurations
 from ._blocks import Gradient, Side, Teacher
-from ._configurations import Configuration, Tiles
+from ._configurations import Configuration, Key
 from ._contrastive_forward import forward_tile
 from ._contrastive_gradient import gradient_tile
 from ._padding import padded
@@ -21,6 +21,7 @@ from ._pairs import COUNT, FIELDS, HITS, PULL, PUSH, SOFT, SOFT_LSE, TOTAL, Pair
 INTERPRETED = not isinstance(forward_tile, triton.JITFunction)
 _BUFFER = 2**29  # bytes of logits' gradients at a time
 _LN2 = math.log(2)
+_VERSION = (int(triton.__version__.split(".")[0]), int(triton.__version__.split(".")[1]))
 
 
 class Tiled:
@@ -31,21 +32,36 @@ class Tiled:
         bias: () summand, for the sigmoid form.
         form: "softmax" or "sigmoid".
         total: Whether sums of logits are asked for.
-        weight: As `configurations.find` takes it.
+        weight: As in `configurations.Key`.
+        one_side: Whether x meets itself, so that there are blocks on the diagonal.
         precision: How float32 products are formed: "ieee", "tf32" or "3xtf32".
         operand: Type of the operands.
         D: Their width.
     """
 
     accumulate = torch.float32
+    gives_scale = True
 
     def __init__(
-        self, scale: Tensor, bias: Tensor | None, form: str, total: bool, weight: str, precision: str, operand: torch.dtype, D: int
+        self,
+        scale: Tensor,
+        bias: Tensor | None,
+        form: str,
+        total: bool,
+        weight: str,
+        one_side: bool,
+        precision: str,
+        operand: torch.dtype,
+        D: int,
     ) -> None:
         self.scale, self.form, self.total, self.operand = scale.clone(), form, total, operand  # a clone is aligned
         self.bias = torch.zeros_like(self.scale) if bias is None else bias.clone()
         self.precision = {"3xtf32": "tf32x3"}.get(precision, precision) if operand == torch.float32 else "ieee"  # as Triton names them
-        self.tiles, self.mirrored = _tiles(scale.device, precision if operand == torch.float32 else "half", weight)
+        products = precision if operand == torch.float32 else "half"
+        key = Key(_capability(scale.device), _VERSION, products, weight)
+        self.tiles = self.mirrored = configurations.find(key)
+        if one_side and weight == "plain":  # blocks on the diagonal are few, and need more registers
+            self.mirrored = configurations.find(key._replace(weight="masked"))
         self.rows, self.columns = _macro_block(D, operand.itemsize)
         self.forward_block = _forward_block(self.tiles.forward, FIELDS if weight == "full" else 1)
         self._memory = scale.new_empty(0, dtype=operand)
@@ -56,6 +72,13 @@ class Tiled:
 
     def relate(self, pairs: Pairs) -> Pairs:
         return pairs.ranked()
+
+    def tell(self, side: Side) -> Side:
+        """Log-sum-exps in units of log 2."""
+        known = side.known.clone()
+        for field in (PUSH, SOFT_LSE):
+            known[field] = _or_infinite(known[field]) / _LN2
+        return Side(known, side.upstream)
 
     def forward(self, x: Tensor, y: Tensor, teacher: Teacher, pairs: Pairs, columns: bool, mirror: bool) -> tuple[Tensor, Tensor | None]:
         tile = (self.mirrored if mirror else self.tiles).forward
@@ -96,7 +119,7 @@ class Tiled:
         operands = self._operands(x, y, teacher, tile)
         switches |= self._switches(tile, teacher, columns is not None, mirror)
         sizes = (R, C, x.shape[1], 0 if teacher is None else teacher[0].shape[1], pairs.diagonal or 0)
-        told = (self._told(rows), None if columns is None else self._told(columns))
+        told = (_told(rows), None if columns is None else _told(columns))
         gradient_tile[(tiles,)](
             *operands, *relations, *told, target, gradient, gradient.stride(0), of_scale, of_bias, *sizes,
             **switches, BIAS=bias, SPLIT=tile.split, **_launch(tile),
@@ -157,21 +180,12 @@ class Tiled:
             known[PULL] = pull * natural
         return known
 
-    def _told(self, side: Side) -> Tensor:
-        """(6, n) as the gradient kernel reads it, log-sum-exps in units of log 2."""
-        upstream = side.upstream
-        lse, soft_lse = (_or_infinite(side.known[field]) / _LN2 for field in (PUSH, SOFT_LSE))
-        return torch.stack([lse, upstream[PUSH], upstream[PULL], upstream[TOTAL], upstream[SOFT], soft_lse])
 
-
-def _tiles(device: torch.device, products: str, weight: str) -> tuple[Tiles, Tiles]:
-    """The tiles of blocks beside the diagonal, and of those on it, which are few and need more registers."""
+def _capability(device: torch.device) -> int:
     if INTERPRETED:
-        return configurations.INTERPRETED, configurations.INTERPRETED
+        return configurations.INTERPRETER
     major, minor = torch.cuda.get_device_capability(device)
-    capability = min(10 * major + minor, 109) if major < 12 else 80  # later chips have other instructions than those of sm_100
-    beside = configurations.find(capability, products, weight)
-    return beside, configurations.find(capability, products, "masked") if weight == "plain" else beside
+    return min(10 * major + minor, 109) if major < 12 else 80  # later chips have other instructions than those of sm_100
 
 
 def _macro_block(D: int, itemsize: int) -> tuple[int, int]:
@@ -204,6 +218,12 @@ def _unwritten(like: Tensor, form: str, fields: int, parts: int, n: int) -> Tens
 
 def _inside(index: Tensor | None, size: int) -> Tensor | None:
     return None if index is None else torch.where((index >= 0) & (index < size), index, -1).to(torch.int32)
+
+
+def _told(side: Side) -> Tensor:
+    """(6, n) as the gradient kernel reads it."""
+    known, upstream = side
+    return torch.stack([known[PUSH], upstream[PUSH], upstream[PULL], upstream[TOTAL], upstream[SOFT], known[SOFT_LSE]])
 
 
 def _or_infinite(lse: Tensor) -> Tensor:

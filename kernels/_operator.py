@@ -95,7 +95,7 @@ def _call(
     from ._contrastive_triton import Tiled  # only where triton is installed
 
     weight = "full" if not plain else "plain" if pairs.by_index_alone else "masked"
-    return _Call(Tiled(scale, bias, form, total, weight, precision, x.dtype, x.shape[1]), teacher, pairs, columns)
+    return _Call(Tiled(scale, bias, form, total, weight, y is None, precision, x.dtype, x.shape[1]), teacher, pairs, columns)
 
 
 @torch.library.custom_op(f"{_NAME}::contrastive", mutates_args=())
@@ -154,10 +154,7 @@ def _backward(
             gradients = blocks.backward_one_side(call.engine, x, call.teacher, call.pairs, rows, asked)
         else:
             gradients = blocks.backward(call.engine, x, y, call.teacher, call.pairs, rows, of_columns, asked)
-    dx, dy = (
-        (d * (scale * size)).to(x.dtype).contiguous() if d is not None and n else None
-        for d, n in zip(gradients[:2], needs[:2], strict=True)
-    )
+    dx, dy = (d.mul_(scale * size).to(x.dtype) if d is not None and n else None for d, n in zip(gradients[:2], needs[:2], strict=True))
     dscale, dbias = (None if d is None else d * size for d in gradients[2:])
     dx, dy, dscale, dbias = (scale.new_empty(0) if d is None else d for d in (dx, dy, dscale, dbias))
     return dx, dy, dscale, dbias

@@ -10,7 +10,9 @@ import pytest
 INTERPRETED = Path(__file__).parent / "interpreted"
 
 
-@pytest.mark.parametrize("checks", ["check_contrastive.py", "check_contrastive_processes.py"])
+@pytest.mark.parametrize(
+    "checks", ["check_contrastive.py", "check_contrastive_adversarial.py", "check_contrastive_processes.py", "check_tuning.py"]
+)
 def test_triton_kernels_in_the_interpreter(checks):
     pytest.importorskip("triton")
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(INTERPRETED / checks)]
