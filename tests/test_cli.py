@@ -23,7 +23,7 @@ from zoo import cli
 from zoo.data.planted_notes import plant
 
 ROOT = Path(__file__).parents[1]
-COMMANDS = ("list", "info", "schema", "mine", "train", "run", "eval", "embed", "search", "report", "bench")
+COMMANDS = ("list", "info", "schema", "mine", "embed", "search", "train", "run", "eval", "report", "bench")
 TINY = {
     "model": {
         "name": "notellm2",
@@ -466,7 +466,7 @@ def edit(path, change):
     ],
 )
 def test_only_what_trains_can_be_gone_on_with(zoo, monkeypatch, command, says):
-    def interrupted():
+    def interrupted(prog_name):
         raise SystemExit(cli.INTERRUPTED)
 
     monkeypatch.setattr(cli, "app", interrupted)

@@ -20,6 +20,7 @@ FLOORS = (  # from the ground up; a module that no floor names fails
     ("run",),
     ("embed",),
     ("__init__",),
+    ("commands.*",),
     ("cli",),
     ("__main__",),
 )

@@ -1,0 +1,78 @@
+"""Clicks in, pairs out; notes in, vectors out; a query in, its neighbours out."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from zoo.commands._app import AsJson, DataRoot, RunFolder, app, give, root_of
+from zoo.errors import ZooError
+
+
+@app.command()
+def mine(
+    clicks: Annotated[Path, typer.Argument(help="clicks.parquet or .csv: user_id, note_id, timestamp.")],
+    settings: Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help="How: group=session_id rank_by=cosine top=10")] = None,
+    out: Annotated[Path, typer.Option("--out", help="Where the pairs go.")] = Path("pairs.parquet"),
+    split: Annotated[str | None, typer.Option(help="Only clicks of this split.")] = None,
+    since: Annotated[str | None, typer.Option(help="Only clicks from this date on.")] = None,
+    until: Annotated[str | None, typer.Option(help="Only clicks before this date.")] = None,
+    memory: Annotated[str, typer.Option(help="Spill to disk beyond this.")] = "2GB",
+) -> None:
+    """Pairs of notes that the same users click.
+
+    Each pair scores s(A->B) = the sum of 1/N_u over the users who clicked both, N_u being the number of notes that user u clicked.
+    """
+    from zoo.config import checked
+    from zoo.data._mining import Mine, mine_file
+    from zoo.registry import lookup
+    from zoo.source import Source
+
+    given, faults = {}, []
+    for setting in settings or []:
+        key, equals, value = setting.partition("=")
+        source = Source.read(f"setting {setting!r}", value)
+        given[key] = source.values
+        faults += [source.report(source.faults)] if source.faults else []
+        faults += [] if equals else [f"{source.name}: write key=value"]
+    if faults:
+        raise ZooError("\n".join(faults))
+    rule = Mine(**checked(Mine, given, "mine", lookup))
+    give(mine_file(clicks, out, rule, split=split, since=since, until=until, memory=memory), None)
+
+
+@app.command()
+def embed(
+    folder: RunFolder,
+    notes: Annotated[Path | None, typer.Argument(help="A folder with notes.parquet or .csv; else the run's own data.")] = None,
+    out: Annotated[Path, typer.Option("--out", help="Where the vectors go: note_id, vector.")] = Path("embeddings.parquet"),
+    data: DataRoot = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Notes at a time.")] = 256,
+) -> None:
+    """Vectors of all notes, as a parquet file with note_id and vector."""
+    from zoo.embed import embed_notes
+
+    typer.echo(f"{embed_notes(folder, out, notes=notes, data_root=root_of(data), batch_size=batch_size)} vectors in {out}")
+
+
+@app.command()
+def search(
+    folder: RunFolder,
+    embeddings: Annotated[Path, typer.Argument(help="What zoo embed wrote.")],
+    title: Annotated[str | None, typer.Option(help="Of the query.")] = None,
+    topic: Annotated[str | None, typer.Option(help="Of the query.")] = None,
+    content: Annotated[str | None, typer.Option(help="Of the query.")] = None,
+    image: Annotated[Path | None, typer.Option(help="An image file.")] = None,
+    note: Annotated[str | None, typer.Option(help="Instead: the note_id of a note that is in the file.")] = None,
+    k: Annotated[int, typer.Option(min=1, help="How many.")] = 10,
+    as_json: AsJson = False,
+) -> None:
+    """The notes nearest to a new one, or to one of them."""
+    from zoo.embed import search_notes
+
+    query = {key: value for key, value in {"title": title, "topic": topic, "content": content, "image": image}.items() if value is not None}
+    found = search_notes(folder, embeddings, query, note=note, k=k)
+    typer.echo(json.dumps(found, default=str) if as_json else "\n".join(f"{hit['score']:.4f}  {hit['note_id']}" for hit in found))

@@ -1,0 +1,72 @@
+"""From a recipe to a trained and measured model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from zoo.commands._app import AsJson, DataRoot, Fresh, Overrides, RecipeName, RunFolder, app, root_of, table
+
+
+@app.command()
+def train(recipe: RecipeName, overrides: Overrides = None, data: DataRoot = None, fresh: Fresh = False) -> None:
+    """Train a recipe, from its last checkpoint if there is one."""
+    from zoo.recipe import load_recipe
+    from zoo.train import train as train_
+
+    settings = load_recipe(recipe, *(overrides or []))
+    train_(settings, data_root=root_of(data), fresh=fresh)
+    typer.echo(str(settings.out))
+
+
+@app.command()
+def run(recipe: RecipeName, overrides: Overrides = None, data: DataRoot = None, fresh: Fresh = False) -> None:
+    """From clicks to a report: mine, train, evaluate, compare.
+
+    Trains the recipe's model and every baseline that is an arm of it; what is trained already is not trained again. The last
+    line of the output is the verdict. Exit code 3 if a quality floor of the recipe is missed.
+    """
+    from zoo.run import run as run_
+
+    outcome = run_(recipe, *(overrides or []), data_root=root_of(data), fresh=fresh)
+    typer.echo(table([r | {"arm": name} for name, arm in outcome.metrics["arms"].items() for r in arm["records"]]))
+    typer.echo(f"report: {outcome.folder / 'report.html'}")
+    typer.echo(outcome.verdict)
+    if outcome.missed:
+        typer.echo("\n".join(outcome.missed), err=True)
+        raise typer.Exit(3)
+
+
+@app.command("eval")
+def eval_(
+    folder: RunFolder,
+    overrides: Overrides = None,
+    data: DataRoot = None,
+    as_json: AsJson = False,
+) -> None:
+    """Recall of a trained run, as its recipe says.
+
+    Overrides come last: zoo eval runs/demo evaluate.split=val
+    """
+    from zoo.hub import load
+    from zoo.run import evaluate, evaluation, missed_floors
+
+    model = load(folder)
+    settings = evaluation(folder / "recipe.yaml", *(overrides or []))
+    metrics = evaluate(model, recipe=settings, data_root=root_of(data))
+    records = [m.record() for m in metrics]
+    typer.echo(json.dumps(records, indent=1, default=str) if as_json else table(records))
+    if missed := missed_floors(settings, metrics):
+        typer.echo("\n".join(missed), err=True)
+        raise typer.Exit(3)
+
+
+@app.command()
+def report(folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]) -> None:
+    """Write the report of a run again, as one HTML file."""
+    from zoo.report import report as write
+
+    typer.echo(str(write(folder)))
