@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple, get_args
+import math
+from numbers import Real
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
+
+from ._faults import faults_of_devices, faults_of_floats, faults_of_types, named, type_named
 
 Direction = Literal["rows", "columns", "both"]
 Form = Literal["softmax", "sigmoid"]
@@ -42,43 +46,81 @@ class Arguments(NamedTuple):
     known: Tensor | None
 
 
-def check_choices(smoothing: float, soft_weight: float | None, **given: str) -> None:
-    """Raise ValueError on the first setting that is none of its choices or outside its range."""
+def check_choices(smoothing: float, soft_weight: float, is_taught: bool, **given: str) -> None:
+    """Raise on the first setting that is none of its choices or outside its range: ValueError, or TypeError for what is no number."""
     for name, value in given.items():
         if value not in get_args(CHOICES[name]):
             raise ValueError(f"{name}={value!r} is no choice: one of {', '.join(get_args(CHOICES[name]))}")
+    check_numbers(smoothing=smoothing, soft_weight=soft_weight)
     if not 0 <= smoothing < 1:
         raise ValueError(f"smoothing={smoothing} must lie in 0..1, 1 excluded")
-    if soft_weight is not None and not 0 <= soft_weight <= 1 - smoothing:
+    if not 0 <= soft_weight <= 1:
+        raise ValueError(f"soft_weight={soft_weight} must lie in 0..1")
+    if is_taught and soft_weight > 1 - smoothing:
         raise ValueError(f"soft_weight={soft_weight} must lie in 0..1 - smoothing, here 0..{1 - smoothing:g}")
 
 
-def check_scalars(**given: Tensor | float | None) -> None:
-    """Raise ValueError on the first that is more than one number."""
+def check_numbers(**given: Any) -> None:
+    """Raise TypeError on the first that is no real number."""
     for name, value in given.items():
-        if isinstance(value, Tensor) and value.ndim:
-            raise ValueError(f"{name} must be a number or of shape (), not {tuple(value.shape)}")
+        if not isinstance(value, Real):
+            raise TypeError(f"{name} must be a number, not {type_named(value)}")
 
 
-def check_positive(**given: float | None) -> None:
-    """Raise ValueError on the first that is not above 0."""
+def check_positive(**given: Any) -> None:
+    """Raise on the first that is no number, or not above 0 or not finite; TypeError or ValueError."""
+    check_numbers(**given)
     for name, value in given.items():
-        if value is not None and not value > 0:
-            raise ValueError(f"{name}={value} must be positive")
+        if not 0 < value < math.inf:
+            raise ValueError(f"{name}={value} must be positive and finite")
+
+
+def check_scalars(scale: Tensor | float, bias: Tensor | float | None) -> None:
+    """Raise TypeError or ValueError if ``scale`` or ``bias`` is not one number, or as a number of Python's out of its range."""
+    for name, value in {"scale": scale, "bias": bias}.items():
+        if isinstance(value, Tensor):
+            if value.ndim:
+                raise ValueError(f"{name} must be a number or of shape (), not {tuple(value.shape)}")
+            if value.is_complex() or value.device.type == "meta":
+                raise ValueError(f"{name} must be a real number, not {named(value.dtype)} on {value.device}")
+    if not isinstance(scale, Tensor):
+        check_positive(scale=scale)
+    if not isinstance(bias, Tensor | None):
+        check_numbers(bias=bias)
+
+
+def _check_types(given: Arguments) -> None:
+    """Raise TypeError naming all that are no tensors, or no tuples of them, where such are wanted."""
+    optional, faults = dict(given._asdict()), []
+    wanted = {"x": optional.pop("x")}
+    for name in ("groups", "present"):
+        value = optional.pop(name)
+        if isinstance(value, tuple) and len(value) == 2:
+            wanted |= {name: value[0], f"{name} of y": value[1]}
+        elif isinstance(value, tuple | list):
+            found = f"a {type_named(value)} of {len(value)}"
+            faults.append(f"{name} must be a tensor, or a tuple of two: ({name} of x, {name} of y), not {found}")
+        else:
+            optional[name] = value
+    soft = optional.pop("soft")
+    if isinstance(soft, tuple):
+        wanted |= {f"soft[{i}]": taught for i, taught in enumerate(soft)}
+    elif soft is not None:
+        faults.append(f"soft must be a tuple of the teacher's tensors, not {type_named(soft)}")
+    if faults := faults_of_types(wanted, optional) + faults:
+        raise TypeError("; ".join(faults))
 
 
 def check_shapes(given: Arguments, direction: str, form: str) -> None:
-    """Raise ValueError on what the shapes and types alone tell, all faults at once."""
+    """Raise on what shapes, dtypes and devices tell, all faults at once: ValueError, or TypeError for what is no tensor."""
+    _check_types(given)
     x, y, negatives = given.x, given.y, given.negatives
     if x.ndim != 2 or (y is not None and (y.ndim != 2 or y.shape[1] != x.shape[1])):
-        raise ValueError(f"x must be (M, D) and y (N, D) or None, not {tuple(x.shape)} and {None if y is None else tuple(y.shape)}")
+        found = f"{tuple(x.shape)} and {None if y is None else tuple(y.shape)}"
+        raise ValueError(f"x must be (M, D) and y (N, D) or None, not {found}{': write x[None] for one vector' if x.ndim == 1 else ''}")
     M, N = len(x), len(x) if y is None else len(y)
     K = 0 if negatives is None else len(negatives)
-    faults = [
-        f"{name} must be floating point, not {_named(value.dtype)}"
-        for name, value in {"x": x, "y": y, "negatives": negatives}.items()
-        if value is not None and not value.is_floating_point()
-    ]
+    faults = _faults_of_places(given)
     if negatives is not None and (negatives.ndim != 2 or negatives.shape[1] != x.shape[1]):
         faults.append(f"negatives must be (K, D) with D={x.shape[1]}, not {tuple(negatives.shape)}")
     faults += _faults_of_sides(given, M, N, direction)
@@ -91,23 +133,34 @@ def check_shapes(given: Arguments, direction: str, form: str) -> None:
     faults += _faults_of_rows(N, torch.bool, {"present of y": present_y})
     faults += _faults_of_rows(M, None, {"weight": given.weight})
     if given.known is not None and (given.known.ndim != 2 or given.known.shape[1] != 2 or given.known.dtype != torch.int64):
-        faults.append(f"known must be (E, 2) int64, not {tuple(given.known.shape)} {_named(given.known.dtype)}")
+        faults.append(f"known must be (E, 2) int64, not {tuple(given.known.shape)} {named(given.known.dtype)}")
     faults += _faults_of_soft(given, M, N, K, form)
     if faults:
         raise ValueError("; ".join(faults))
 
 
+def _faults_of_places(given: Arguments) -> list[str]:
+    """What cannot be multiplied, or lies on another device than x."""
+    soft = {f"soft[{i}]": taught for i, taught in enumerate(given.soft or ())}
+    floats = {"x": given.x, "y": given.y, "negatives": given.negatives, **soft}
+    tensors = {**floats, **{name: value for name, value in given._asdict().items() if isinstance(value, Tensor)}}
+    for name, value in (("groups", given.groups), ("present", given.present)):
+        tensors |= {name: value[0], f"{name} of y": value[1]} if isinstance(value, tuple) else {}
+    faults = faults_of_floats(floats) + faults_of_devices(tensors)
+    if given.x.device.type == "meta":
+        faults.append("x lies on meta, where there are no values: move it to a device")
+    if given.weight is not None and given.weight.is_complex():
+        faults.append(f"weight must be real, not {named(given.weight.dtype)}")
+    return faults
+
+
 def _faults_of_rows(length: int, dtype: torch.dtype | None, given: dict[str, Tensor | None]) -> list[str]:
     """What is not one value a row, or not of the type that is wanted; None: any."""
     return [
-        f"{name} must be ({length},){'' if dtype is None else f' {_named(dtype)}'}, not {tuple(value.shape)} {_named(value.dtype)}"
+        f"{name} must be ({length},){'' if dtype is None else f' {named(dtype)}'}, not {tuple(value.shape)} {named(value.dtype)}"
         for name, value in given.items()
         if value is not None and (value.shape != (length,) or (dtype is not None and value.dtype != dtype))
     ]
-
-
-def _named(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
 
 
 def _faults_of_sides(given: Arguments, M: int, N: int, direction: str) -> list[str]:
@@ -116,15 +169,16 @@ def _faults_of_sides(given: Arguments, M: int, N: int, direction: str) -> list[s
     if given.groups is not None and given.positive is not None:
         faults.append("positives are named by positive or by groups, not by both")
     if given.y is None:
-        faults += ["one side needs positive or groups"] if given.positive is None and given.groups is None else []
+        if given.positive is None and given.groups is None:
+            faults.append("one side needs positive=(M,), the partner of each row, or groups=(M,)")
         faults += ["one side takes no ids_y: its ids are ids_x"] if given.ids_y is not None else []
         faults += ["one side takes one present, not a pair"] if isinstance(given.present, tuple) else []
         faults += ["one side takes one groups, not a pair"] if isinstance(given.groups, tuple) else []
     else:
         faults += ["two sides need both ids_x and ids_y, or neither"] if (given.ids_x is None) != (given.ids_y is None) else []
         if given.groups is None:
-            too_many = given.positive is None and M > N
-            faults += [f"positive=None pairs row i with row i, but x has {M} rows and y {N}"] if too_many else []
+            if given.positive is None and M > N:
+                faults.append(f"positive=None pairs row i with row i, but x has {M} rows and y {N}: write positive=({M},), -1 for none")
             faults += [f"y has no rows, but x has {M}"] if M and not N else []
         elif M != N and not isinstance(given.groups, tuple):
             faults.append(f"x has {M} rows and y {N}: groups must be a pair ({M},), ({N},)")
@@ -147,11 +201,12 @@ def _faults_of_soft(given: Arguments, M: int, N: int, K: int, form: str) -> list
     return faults
 
 
-def check_values(given: Arguments, spread: bool) -> None:
+def check_values(given: Arguments, scale: Tensor | float, spread: bool) -> None:
     """Raise ValueError on what the values alone tell, all faults at once. Waits for the device.
 
     Args:
         given: The call's tensors, of shapes that fit.
+        scale: The factor of the logits.
         spread: Whether targets are spread over a column's rows (soft or smoothed), so that each column needs a row of its own.
     """
     faults, positive = [], given.positive
@@ -161,11 +216,13 @@ def check_values(given: Arguments, spread: bool) -> None:
             faults.append(f"positive must lie in -1..{N - 1}, but holds {int(positive.min())}..{int(positive.max())}")
         if given.y is None and bool((positive == torch.arange(M, device=positive.device)).any()):
             faults.append("positive must not name the row itself")
-        if spread and len(named := positive[positive >= 0]) > len(named.unique()):
+        if spread and len(chosen := positive[positive >= 0]) > len(chosen.unique()):
             faults.append("soft or smoothed targets over columns need a row of its own for each column, but positive names one twice")
     if given.known is not None and bool(((given.known < 0) | (given.known >= given.known.new_tensor([M, N]))).any()):
         faults.append(f"known must name rows below {M} of x and below {N} of y")
-    if given.weight is not None and bool((given.weight < 0).any()):
-        faults.append(f"weight must not be negative, but holds {float(given.weight.min()):g}")
+    if given.weight is not None and len(wrong := given.weight[~((given.weight >= 0) & given.weight.isfinite())]):
+        faults.append(f"weight must be finite and not negative, but holds {float(wrong[0]):g}")
+    if isinstance(scale, Tensor) and scale.device.type == "cpu" and not 0 < scale.item() < math.inf:
+        faults.append(f"scale must be positive and finite, but holds {scale.item():g}")
     if faults:
         raise ValueError("; ".join(faults))

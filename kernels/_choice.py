@@ -6,6 +6,8 @@ from importlib.util import find_spec
 
 import torch
 
+from ._faults import named
+
 CAPABILITY = (8, 0)  # Ampere: the first with bfloat16 in its matrix instructions
 
 
@@ -21,7 +23,7 @@ def choose(impl: str, device: torch.device, dtype: torch.dtype, otherwise: str) 
     if impl == "auto":
         return "triton" if possible and dtype.itemsize <= 4 else otherwise
     if dtype.itemsize > 4:
-        raise ValueError(f"impl='triton' computes in float32, float16 or bfloat16, not in {dtype}: write impl={otherwise!r}")
+        raise ValueError(f"impl='triton' computes in float32, float16 or bfloat16, not in {named(dtype)}: write impl={otherwise!r}")
     if not possible and not _interprets_triton():
         raise ValueError(
             f"impl='triton' needs a CUDA device of capability 8.0 or more and the package triton, but the tensors are on {device}: "

@@ -23,9 +23,9 @@ def forward(
     With ``y`` None the rows of all processes are the columns, and nothing is told of these, (7, 0). Indices in ``pairs`` are local.
 
     Raises:
-        ValueError: On a CPU, if the processes hold different numbers of rows.
+        ValueError: On a CPU, if what the processes hold does not go together.
     """
-    world = _join(x, y, group)
+    world = _join(x, y, teacher, pairs, group)
     y, columns = (x, False) if y is None else (y, columns)
     pairs = world.spread(pairs)
     like = x.new_empty(0, dtype=engine.accumulate)
@@ -58,7 +58,7 @@ def backward(
     exchange: str,
 ) -> Gradients:
     """The gradients of the own rows and columns, through all processes' losses, and the own rows' share of scale and bias."""
-    world, one_side = _join(x, y, group), y is None
+    world, one_side = _join(x, y, teacher, pairs, group), y is None
     if y is None:
         y, columns, needs = x, None, needs._replace(y=needs.x)
     pairs = world.spread(pairs)
@@ -159,16 +159,30 @@ class _Passing:
         return self._arriving
 
 
-def _join(x: Tensor, y: Tensor | None, group: str) -> _World:
+def _join(x: Tensor, y: Tensor | None, teacher: Teacher, pairs: Pairs, group: str) -> _World:
     processes = _resolve(group)
     M, N = len(x), len(x) if y is None else len(y)
     world = _World(group, processes, processes.size(), processes.rank(), M, N)
-    if x.device.type == "cpu":  # elsewhere looking at the sizes would wait for the device
-        sizes = [tuple(pair) for pair in world.stacked(torch.tensor([[M, N]])).tolist()]
-        if len(set(sizes)) > 1:
-            listed = ", ".join(map(str, sizes))
-            raise ValueError(f"all processes of a group must hold as many rows of x and of y as each other, not (x, y) = {listed}")
+    if x.device.type == "cpu":  # elsewhere looking at the others' would wait for the device
+        own = {
+            "rows of x": M,
+            "rows of y": N,
+            "D": x.shape[1],
+            "D' of soft": 0 if teacher is None else teacher[1].shape[1],
+            "bits of a number": 8 * x.itemsize,
+            "y given": int(y is not None),
+            **{f"{name} given": int(value is not None) for name, value in _travelling(pairs).items()},
+        }
+        held = world.stacked(torch.tensor([list(own.values())])).T.tolist()
+        if unequal := [f"{name}: {', '.join(map(str, of))}" for name, of in zip(own, held, strict=True) if len(set(of)) > 1]:
+            wanted = "all processes of a group must hand over as many rows, of one width and dtype, and the same tensors"
+            raise ValueError(f"{wanted}, not {'; '.join(unequal)}")
     return world
+
+
+def _travelling(pairs: Pairs) -> dict[str, Tensor | None]:
+    """What each process must hand over if one does, by the names that a caller knows."""
+    return {"positive": pairs.positive, "groups": pairs.groups_y, "ids": pairs.ids_y, "present": pairs.there_y}
 
 
 def _resolve(group: Any) -> Any:

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch import distributed as dist
 
 from . import _blocks as blocks
 from . import _exchange as processes
@@ -38,13 +39,15 @@ def resolve(
     """Settle "auto", and refuse what cannot run.
 
     Raises:
-        ValueError: If ``impl`` does not fit the tensors.
+        ValueError: If ``impl`` does not fit the tensors, or ``group`` is none of this process's.
     """
     dtype = x.dtype if y is None else torch.promote_types(x.dtype, y.dtype)
     accumulate = torch.promote_types(dtype, torch.float32)
     impl = choose(impl, x.device, dtype, "chunked")
     if impl == "reference" and group is not None:
         raise ValueError("impl='reference' knows one process only: leave out group, or write impl='chunked'")
+    if group is not None and not (dist.is_available() and isinstance(group, dist.ProcessGroup)):  # a number where this process is outside
+        raise ValueError(f"group must be a process group that this process is a member of, not {group!r}: write dist.group.WORLD")
     operand = accumulate
     if impl == "triton":  # under autocast its operands are rounded, as those of any product are; its logits are not
         operand = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else dtype

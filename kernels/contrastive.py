@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from . import _arguments as arguments
 from ._arguments import Arguments, Direction, Exchange, Form, Impl, Precision, Reduction, ScaleKind
+from ._faults import refuse_forward_mode
 from ._operator import Setting, known_of_rows, resolve
 from ._pairs import HITS, PULL, Pairs, merge
 from ._targets import Targets, reduce
@@ -61,7 +62,7 @@ def contrastive_loss(
         x: (M, D) anchors, float16, bfloat16, float32 or float64; accumulated in float32 at least. Any M and D, 0 and 1 included.
         y: (N, D) candidates. None: the rows of x among themselves, no row with itself. This form is symmetric: where j is
             no negative of i, i is none of j; it costs half.
-        scale: () factor of every inner product; for a learned one hand over ``log_scale.exp()``.
+        scale: () factor of every inner product, positive; for a learned one hand over ``log_scale.exp()``.
         bias: () added to every logit; it cancels in the softmax form.
         positive: (M,) int64 row of y that belongs to row i, -1 for none. None: row i of y, for two sides without groups.
         groups: (M,) int64; rows of one group are each other's positives (SupCon's L_out: Khosla et al., 2020,
@@ -92,9 +93,10 @@ def contrastive_loss(
         group: A ``torch.distributed`` process group: the rows of all its processes, equally many in each, are candidates; indices
             stay local. The mean over the processes of what each returns is the loss of one process with everything, and so with
             gradients averaged as DistributedDataParallel does: an embedding gets as many times the gradient of that mean as there are
-            processes. Of a sum or of single losses it is the sum. ``negatives`` stay local.
+            processes. Of a sum or of single losses it is the sum. ``negatives`` stay local. None: this process alone, which
+            ``dist.group.WORLD`` means too before ``init_process_group``.
         validate: Look at the values, which on an accelerator would wait for it, and raise. None: on a CPU, outside
-            ``torch.compile``.
+            ``torch.compile``. Indices that nobody looks at must be right: torch fails on one out of range, or the loss is undefined.
         known: (E, 2) int64 further pairs (row of x, row of y) that are never negatives; with one side in either order.
         ids_negatives: (K,) int64. None: no row of x has the id of one of the negatives.
         soft_weight: Share of the target that is ``soft``; the rest is the positive's. 0.4 in ALBEF.
@@ -102,25 +104,28 @@ def contrastive_loss(
             remote process's share is held, and overlaps this with computing.
 
     Returns:
-        () or, for reduction "none", (M,); float32, or float64 where an input is.
+        () or, for reduction "none", (M,); float32, or float64 where x or y is. Reverse mode only: no jvp, vmap or other
+        transforms of ``torch.func``, but with "reference".
 
     Raises:
-        ValueError: On shapes, types, choices or an ``impl`` that do not fit; with ``validate``, on indices out of range and on a batch in
-            which no row counts.
+        TypeError: On what is no tensor, or no number.
+        ValueError: On shapes, dtypes, devices, choices or an ``impl`` that do not fit; with ``validate``, on indices out of range, on
+            weights and a scale that are not finite or too small, and, without ``group``, on a batch in which no row counts.
+        NotImplementedError: On a forward-mode derivative, but with "reference".
     """
     given = Arguments(x, y, positive, groups, ids_x, ids_y, ids_negatives, present, soft, weight, negatives, known)
-    share = None if soft is None else soft_weight
-    arguments.check_choices(
-        smoothing, share, direction=direction, form=form, reduction=reduction, impl=impl, precision=precision, exchange=exchange
-    )
-    arguments.check_scalars(scale=scale, bias=bias)
+    choices = {"direction": direction, "form": form, "reduction": reduction, "impl": impl, "precision": precision, "exchange": exchange}
+    arguments.check_choices(smoothing, soft_weight, soft is not None, **choices)
+    arguments.check_scalars(scale, bias)
     arguments.check_shapes(given, direction, form)
     if validate is None:
         validate = x.device.type == "cpu" and not torch.compiler.is_compiling()
     if validate:
-        arguments.check_values(given, spread=(soft is not None or smoothing > 0) and direction != "rows" and y is not None)
+        arguments.check_values(given, scale, spread=(soft is not None or smoothing > 0) and direction != "rows" and y is not None)
     setting = resolve(impl, precision, group, exchange, x, y, form, direction, total=smoothing > 0)
-    targets = Targets(form, groups is not None, smoothing, share or 0.0)
+    if setting.impl != "reference":
+        refuse_forward_mode("contrastive_loss", (x, y, negatives, *(t for t in (scale, bias) if isinstance(t, Tensor))))
+    targets = Targets(form, groups is not None, smoothing, 0.0 if soft is None else soft_weight)
     with torch.autocast(x.device.type, enabled=False):  # it would form the logits in half precision
         rows, columns, counted, counted_columns = _known_of_both(given, scale, bias, normalize, setting)
         losses = []
@@ -131,7 +136,8 @@ def contrastive_loss(
             loss = targets.loss(columns, columns[PULL] if groups is not None else rows[PULL])
             losses.append(reduce(loss, counted_columns, weight, reduction, setting.group))
         if validate and not bool(counted.any()) and group is None:
-            raise ValueError("no row of the batch has a positive that is there: nothing to learn from (validate=False gives loss 0)")
+            lacking = "no row of the batch has a positive that is there" if len(x) else "the batch is empty, x has no rows"
+            raise ValueError(f"{lacking}: nothing to learn from (validate=False gives loss 0)")
         return torch.stack(losses).mean(0)
 
 
@@ -243,9 +249,11 @@ class ContrastiveLoss(nn.Module):
         max_scale: Positive; bound of the scale in use, 100 in CLIP. A learned scale beyond it gets the gradient at the bound
             and so can come back, which that of a clamp, 0, would never let it.
         bias: Where the learned bias of the sigmoid form starts, -10 in SigLIP. None: there is none.
-        direction: This and all that follow as in ``contrastive_loss``; only ``normalize`` is on unless switched off.
+        direction: This and all that follow as in ``contrastive_loss``; only ``normalize`` is on unless switched off. ``group`` is
+            taken as it is now: make the module after ``init_process_group``, before which ``dist.group.WORLD`` is None.
 
     Raises:
+        TypeError: On what is no number.
         ValueError: On a setting that is no choice or outside its range.
     """
 
@@ -274,8 +282,9 @@ class ContrastiveLoss(nn.Module):
     ) -> None:
         super().__init__()
         choices = {"direction": direction, "form": form, "reduction": reduction, "impl": impl, "precision": precision, "exchange": exchange}
-        arguments.check_choices(smoothing, None, **choices, scale_kind=scale_kind)
-        arguments.check_positive(scale=scale, max_scale=max_scale)
+        arguments.check_choices(smoothing, soft_weight, False, **choices, scale_kind=scale_kind)
+        arguments.check_positive(scale=scale, **({} if max_scale is None else {"max_scale": max_scale}))
+        arguments.check_numbers(**({} if bias is None else {"bias": bias}))
         self.scale_kind, self.max_scale = scale_kind, max_scale
         value = torch.tensor(math.log(scale) if scale_kind == "log" else float(scale))
         if scale_kind == "fixed":
@@ -286,6 +295,11 @@ class ContrastiveLoss(nn.Module):
         self.direction, self.form, self.normalize, self.reduction = direction, form, normalize, reduction
         self.smoothing, self.soft_weight = smoothing, soft_weight
         self.impl, self.precision, self.group, self.exchange = impl, precision, group, exchange
+
+    def extra_repr(self) -> str:
+        """The settings, for print."""
+        kept = ("scale_kind", "max_scale", "direction", "form", "normalize", "smoothing", "soft_weight", "reduction")
+        return ", ".join(f"{name}={vars(self)[name]!r}" for name in (*kept, "impl", "precision", "exchange"))
 
     @property
     def scale(self) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from numbers import Integral
 from typing import Any, Literal, NamedTuple, get_args
 
 import torch
@@ -12,6 +13,7 @@ from torch.nn import functional as F
 
 from . import _expert_linear_grouped as grouped
 from ._choice import choose
+from ._faults import faults_of_devices, faults_of_floats, faults_of_types, named, refuse_forward_mode, type_named
 
 Impl = Literal["auto", "reference", "grouped", "triton"]
 
@@ -35,14 +37,25 @@ def route(expert: Tensor, experts: int) -> Routing:
         experts: E, how many there are.
 
     Raises:
-        ValueError: If an index was checked and lies outside the range.
+        TypeError: If ``expert`` is no tensor.
+        ValueError: If it is not int64, or if an index was checked and lies outside the range.
     """
+    if faults := faults_of_types({"expert": expert}, {}):
+        raise TypeError("; ".join(faults))
+    if expert.dtype != torch.int64:
+        raise ValueError(f"expert must be int64, not {named(expert.dtype)}")
+    _check_range(expert, experts)
     inside = (expert >= 0) & (expert < experts)
-    if expert.device.type == "cpu" and not torch.compiler.is_compiling() and not bool((inside | (expert == -1)).all()):
-        raise ValueError(f"expert must lie in -1..{experts - 1}, but holds {int(expert.min())}..{int(expert.max())}")
     ordered, order = torch.sort(torch.where(inside, expert, experts).flatten(), stable=True)
     starts = torch.searchsorted(ordered, torch.arange(experts + 2, device=expert.device))
     return Routing(expert, order, starts)
+
+
+def _check_range(expert: Tensor, experts: int) -> None:
+    if expert.device.type != "cpu" or torch.compiler.is_compiling():
+        return  # looking would wait for the device, or break the graph
+    if not bool(((expert >= -1) & (expert < experts)).all()):
+        raise ValueError(f"expert must lie in -1..{experts - 1}, but holds {int(expert.min())}..{int(expert.max())}")
 
 
 def expert_linear(
@@ -62,9 +75,10 @@ def expert_linear(
     A row without an expert (-1) gives a row of zeros and gets a gradient of zeros; an expert without rows gets a gradient of zeros.
     What stands in the rows of one expert, NaN included, never reaches the gradient of another. Products of float32 are as exact as
     `torch.set_float32_matmul_precision` says. Results repeat bit for bit. Under autocast, arguments are cast as those of `F.linear` are.
+    Reverse mode only: no jvp, vmap or other transforms of `torch.func`, but with impl="reference".
 
     Args:
-        x: (..., D_in), of any strides.
+        x: (..., D_in), of any strides; float16, bfloat16, float32 or float64, as the weights.
         weights: (E, D_out, D_in), each as `nn.Linear` holds it; experts that are modules of their own: `torch.stack` of theirs.
         biases: (E, D_out), or None.
         expert: (...) int64, the expert of each row, -1 for none; or what `route` made of it. For modalities that alternate.
@@ -78,10 +92,13 @@ def expert_linear(
         (..., D_out)
 
     Raises:
-        ValueError: On shapes, dtypes or an ``impl`` that do not fit; see `route` for values.
-        RuntimeError: On a second derivative, but for impl="reference".
+        TypeError: On what is no tensor, or on sizes that are no whole numbers.
+        ValueError: On shapes, dtypes, devices or an ``impl`` that do not fit; see `route` for values.
+        RuntimeError: On a second derivative, but for impl="reference"; NotImplementedError on one in forward mode.
     """
     _check(x, weights, biases, expert, sizes, impl)
+    if impl != "reference":
+        refuse_forward_mode("expert_linear", (x, weights, biases))
     x, weights, biases = _autocast(x, weights, biases)
     *lead, d_in = x.shape
     E, d_out, _ = weights.shape
@@ -92,6 +109,8 @@ def expert_linear(
         expert = torch.cat([torch.full((size,), e, device=x.device) for e, size in enumerate(sizes)]).expand(lead)
     assert expert is not None
     if impl == "reference":
+        if isinstance(expert, Tensor):
+            _check_range(expert, E)
         return _reference(x, weights, biases, expert.expert if isinstance(expert, Routing) else expert)
     routing = expert if isinstance(expert, Routing) else route(expert, E)
     chosen = choose(impl, x.device, x.dtype, "grouped")
@@ -104,9 +123,12 @@ def _check(
 ) -> None:
     if impl not in get_args(Impl):
         raise ValueError(f"impl={impl!r} is no choice: one of {', '.join(get_args(Impl))}")
+    _check_types(x, weights, biases, expert, sizes)
     if weights.ndim != 3 or x.ndim < 2 or x.shape[-1] != weights.shape[2]:
         raise ValueError(f"x must be (..., D_in) and weights (E, D_out, D_in), not {tuple(x.shape)} and {tuple(weights.shape)}")
-    faults, E = [], len(weights)
+    tensors, E = {"x": x, "weights": weights, "biases": biases}, len(weights)
+    placed = {**tensors, "expert": expert.order if isinstance(expert, Routing) else expert}
+    faults = faults_of_floats(tensors) + faults_of_devices(placed)
     if biases is not None and biases.shape != weights.shape[:2]:
         faults.append(f"biases must be {tuple(weights.shape[:2])}, not {tuple(biases.shape)}")
     if (expert is None) == (sizes is None):
@@ -119,12 +141,25 @@ def _check(
             of = f"{tuple(expert.expert.shape)} rows and {len(expert.starts) - 2} experts"
             faults.append(f"the routing is one of {of}, but here are {tuple(x.shape[:-1])} and {E}")
     elif expert is not None and (expert.shape != x.shape[:-1] or expert.dtype != torch.int64):
-        faults.append(f"expert must be {tuple(x.shape[:-1])} int64, not {tuple(expert.shape)} {expert.dtype}")
+        faults.append(f"expert must be {tuple(x.shape[:-1])} int64, not {tuple(expert.shape)} {named(expert.dtype)}")
     dtypes = {t.dtype for t in (x, weights, biases) if t is not None}
-    if len(dtypes) > 1 and not torch.is_autocast_enabled(x.device.type):
-        faults.append(f"x, weights and biases must have one dtype, not {', '.join(sorted(map(str, dtypes)))}")
+    if x.device.type == "meta":
+        faults.append("x lies on meta, where there are no values: move it to a device")
+    elif len(dtypes) > 1 and not torch.is_autocast_enabled(x.device.type):
+        faults.append(f"x, weights and biases must have one dtype, not {', '.join(sorted(map(named, dtypes)))}")
     if faults:
         raise ValueError("; ".join(faults))
+
+
+def _check_types(x: object, weights: object, biases: object, expert: object, sizes: object) -> None:
+    where = {} if isinstance(expert, Routing) else {"expert": expert}
+    faults = faults_of_types({"x": x, "weights": weights}, {"biases": biases, **where})
+    if isinstance(sizes, str) or not isinstance(sizes, Sequence | None):
+        faults.append(f"sizes must be a sequence of whole numbers, not {type_named(sizes)}")
+    elif wrong := [size for size in sizes or () if not isinstance(size, Integral)]:
+        faults.append(f"sizes must be whole numbers, not {type_named(wrong[0])}")
+    if faults:
+        raise TypeError("; ".join(faults))
 
 
 def _autocast(x: Tensor, weights: Tensor, biases: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:

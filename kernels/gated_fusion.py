@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ._choice import choose
+from ._faults import faults_of_devices, faults_of_floats, faults_of_types, named, refuse_forward_mode
 
 Impl = Literal["auto", "reference", "triton"]
 
@@ -20,10 +21,11 @@ def gated_fusion(a: Tensor, b: Tensor, weight: Tensor, bias: Tensor | None = Non
     Zhang et al., NoteLLM-2, 2024, https://arxiv.org/abs/2405.16789. The halves of the weight are multiplied one after the other; forward
     and backward never hold [a; b]. For the backward, one tensor of the size of a is kept beside the arguments: z, or in triton its
     logit, which loses less where the gate is nearly shut. float32 products are as exact as `torch.set_float32_matmul_precision`
-    says. Under autocast the gate is computed as `F.linear` would, the mix in the dtype of a and b.
+    says. Under autocast the gate is computed as `F.linear` would, the mix in the dtype of a and b. triton is reverse mode only: no jvp,
+    vmap or other transforms of `torch.func`.
 
     Args:
-        a: (..., D), of any strides.
+        a: (..., D), of any strides, D from 1; float16, bfloat16, float32 or float64.
         b: (..., D), of the same shape and dtype.
         weight: (D, 2D), as `nn.Linear(2 * D, D)` holds it.
         bias: (D,), or None.
@@ -35,12 +37,14 @@ def gated_fusion(a: Tensor, b: Tensor, weight: Tensor, bias: Tensor | None = Non
         (..., D)
 
     Raises:
-        ValueError: On shapes, dtypes or an ``impl`` that do not fit.
-        RuntimeError: On a second derivative of triton's.
+        TypeError: On what is no tensor.
+        ValueError: On shapes, dtypes, devices or an ``impl`` that do not fit.
+        RuntimeError: On a second derivative of triton's; NotImplementedError on one in forward mode.
     """
     _check(a, b, weight, bias, impl)
     if choose(impl, a.device, a.dtype, "reference") == "reference":
         return _reference(a, b, weight, bias)
+    refuse_forward_mode("gated_fusion", (a, b, weight, bias))
     if torch.is_autocast_enabled(a.device.type):
         dtype = torch.get_autocast_dtype(a.device.type)
         weight, bias = weight.to(dtype), None if bias is None else bias.to(dtype)
@@ -54,16 +58,19 @@ def gated_fusion(a: Tensor, b: Tensor, weight: Tensor, bias: Tensor | None = Non
 def _check(a: Tensor, b: Tensor, weight: Tensor, bias: Tensor | None, impl: str) -> None:
     if impl not in get_args(Impl):
         raise ValueError(f"impl={impl!r} is no choice: one of {', '.join(get_args(Impl))}")
-    if a.ndim < 1 or a.shape != b.shape:
-        raise ValueError(f"a and b must both be (..., D), not {tuple(a.shape)} and {tuple(b.shape)}")
-    D, faults = a.shape[-1], []
+    if faults := faults_of_types({"a": a, "b": b, "weight": weight}, {"bias": bias}):
+        raise TypeError("; ".join(faults))
+    if a.ndim < 1 or a.shape != b.shape or not a.shape[-1]:
+        raise ValueError(f"a and b must both be (..., D), D from 1, not {tuple(a.shape)} and {tuple(b.shape)}")
+    tensors, D = {"a": a, "b": b, "weight": weight, "bias": bias}, a.shape[-1]
+    faults = faults_of_floats(tensors) + faults_of_devices(tensors)
     if weight.shape != (D, 2 * D):
         faults.append(f"weight must be ({D}, {2 * D}), not {tuple(weight.shape)}")
     if bias is not None and bias.shape != (D,):
         faults.append(f"bias must be ({D},), not {tuple(bias.shape)}")
     dtypes = {t.dtype for t in (a, b, weight, bias) if t is not None}
     if a.dtype != b.dtype or (len(dtypes) > 1 and not torch.is_autocast_enabled(a.device.type)):
-        faults.append(f"a, b, weight and bias must have one dtype, not {', '.join(sorted(map(str, dtypes)))}")
+        faults.append(f"a, b, weight and bias must have one dtype, not {', '.join(sorted(map(named, dtypes)))}")
     if faults:
         raise ValueError("; ".join(faults))
 

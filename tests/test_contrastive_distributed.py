@@ -46,7 +46,18 @@ CASES: dict[str, tuple[tuple[str, ...], dict]] = {  # the tensors that are used,
     "one side, teacher": (("x", "scale", "partner", "soft"), {"soft_weight": 0.4, "smoothing": 0.1}),
     "one side, sigmoid": (("x", "scale", "bias", "partner"), {"form": "sigmoid"}),
 }
-CHECKS = ["single rows", "again", "ddp", "compiled", "one gradient", "memory of the ring", "overlap in the ring", "unequal", "subgroup"]
+CHECKS = [
+    "single rows",
+    "again",
+    "ddp",
+    "compiled",
+    "one gradient",
+    "memory of the ring",
+    "overlap in the ring",
+    "unequal",
+    "subgroup",
+    "outsider",
+]
 NAMES = [f"{case}, {exchange}" for case in CASES for exchange in ("gather", "ring")] + CHECKS
 
 
@@ -231,10 +242,29 @@ def check_overlap_in_the_ring() -> None:
 
 
 def check_unequal() -> None:
+    """All are told, where they would wait for each other or take what came for something else."""
     rank = dist.get_rank()
-    given = share(rank, TWO, ROWS + rank, ROWS + rank)
-    with pytest.raises(ValueError, match=r"as many rows .* \(5, 5\), \(6, 6\)"):
-        contrastive_loss(**given, scale=2.0, group=dist.group.WORLD)
+    plain, there = share(rank, TWO), torch.ones(ROWS, dtype=torch.bool)
+    narrow = {name: value[:, : DIM - rank % 2] for name, value in plain.items()}
+    for given, told in (
+        (share(rank, TWO, ROWS + rank, ROWS + rank), r"rows of x: 5, 6.*; rows of y: 5, 6"),
+        (narrow, r"not D: 3, 2"),
+        ({name: value.to((torch.float32, torch.float64)[rank % 2]) for name, value in plain.items()}, "not bits of a number: 32, 64"),
+        ({**plain, **({"ids_x": torch.arange(ROWS), "ids_y": torch.arange(ROWS)} if rank % 2 else {})}, "not ids given: 0, 1"),
+        ({**plain, **({"present": (there, there)} if rank % 2 else {})}, "not present given: 0, 1"),
+        ({**plain, **({"groups": torch.arange(ROWS)} if rank % 2 else {})}, "not positive given: 1, 0.*; groups given: 0, 1"),
+        ({**plain, **({"soft": (plain["x"], plain["y"])} if rank % 2 else {})}, "not D' of soft: 0, 3"),
+        ({"x": plain["x"], "positive": torch.arange(ROWS).roll(1), **({"y": plain["y"]} if rank % 2 else {})}, "not y given: 0, 1"),
+    ):
+        with pytest.raises(ValueError, match=told):
+            contrastive_loss(**given, scale=2.0, group=dist.group.WORLD)
+
+
+def check_outsider() -> None:
+    group = dist.new_group([0])
+    if dist.get_rank():
+        with pytest.raises(ValueError, match="group must be a process group that this process is a member of"):
+            contrastive_loss(**share(dist.get_rank(), TWO), scale=2.0, group=group)
 
 
 def check_subgroup() -> None:

@@ -154,6 +154,12 @@ class TestRoute:
         with pytest.raises(ValueError, match="holds -2"):
             route(torch.tensor([-2, 0]), 3)
 
+    def test_what_is_no_tensor_of_indices_is_told(self):
+        with pytest.raises(TypeError, match="expert must be a tensor, not list"):
+            route([0, 1], 3)
+        with pytest.raises(ValueError, match="expert must be int64, not int32"):
+            route(torch.tensor([0, 1], dtype=torch.int32), 3)
+
 
 class TestWithTorch:
     @pytest.mark.parametrize("where", [{"expert": torch.arange(20).reshape(2, 10) % 4 - 1}, {"sizes": SIZES}])
@@ -211,10 +217,21 @@ class TestErrors:
             ({"expert": None}, "by expert or by sizes, by one of the two"),
             ({"expert": None, "sizes": (5, 5)}, r"sizes must be 3 numbers from 0 that sum to N=10, not \[5, 5\]"),
             ({"expert": None, "sizes": (12, -2, 0)}, "sizes must be 3 numbers from 0"),
-            ({"expert": torch.zeros(10)}, r"expert must be \(2, 10\) int64, not \(10,\) torch.float32"),
+            ({"expert": torch.zeros(10)}, r"expert must be \(2, 10\) int64, not \(10,\) float32"),
             ({"expert": torch.full((2, 10), 3)}, r"expert must lie in -1\.\.2"),
             ({"expert": route(torch.zeros(2, 10).long(), 2)}, r"one of \(2, 10\) rows and 2 experts, but here are \(2, 10\) and 3"),
-            ({"biases": torch.randn(3, 7).double()}, "one dtype, not torch.float32, torch.float64"),
+            ({"biases": torch.randn(3, 7).double()}, "one dtype, not float32, float64"),
+            ({"x": torch.ones(2, 10, 5).long()}, "x must be float16, bfloat16, float32 or float64, not int64"),
+            ({"weights": torch.randn(3, 7, 5, device="meta")}, "weights lies on meta, x on cpu: move it"),
+            ({"expert": torch.zeros(2, 10, device="meta").long()}, "expert lies on meta, x on cpu: move it"),
+            ({"expert": route(torch.zeros(2, 10, device="meta").long(), 3)}, "expert lies on meta, x on cpu: move it"),
+            (
+                {
+                    name: t.to("meta")
+                    for name, t in {"x": rows(2, 10), "weights": parameters()[0], "expert": torch.zeros(2, 10).long()}.items()
+                },
+                "x lies on meta, where there are no values",
+            ),
             ({"impl": "fast"}, "impl='fast' is no choice: one of auto, reference, grouped, triton"),
             (
                 {"impl": "triton"},
@@ -227,8 +244,43 @@ class TestErrors:
         with pytest.raises(ValueError, match=told):
             expert_linear(**(good | changed))
 
+    @pytest.mark.parametrize(
+        "changed, told",
+        [
+            ({"x": [1.0]}, "x must be a tensor, not list"),
+            ({"weights": torch.nn.Linear(5, 7), "biases": 0.0}, "weights must be a tensor, not Linear; biases must be a tensor, not float"),
+            ({"expert": [0, 1]}, "expert must be a tensor, not list"),
+            ({"expert": None, "sizes": 10}, "sizes must be a sequence of whole numbers, not int"),
+            ({"expert": None, "sizes": "460"}, "sizes must be a sequence of whole numbers, not str"),
+            ({"expert": None, "sizes": (4.0, 6.0, 0.0)}, "sizes must be whole numbers, not float"),
+        ],
+    )
+    def test_what_is_of_the_wrong_type(self, changed, told):
+        good = {"x": torch.randn(2, 10, 5), "weights": torch.randn(3, 7, 5), "expert": torch.zeros(2, 10).long()}
+        with pytest.raises(TypeError, match=told):
+            expert_linear(**(good | changed))
+
+    @pytest.mark.parametrize("impl", ["grouped", "reference"])
+    @pytest.mark.parametrize("number", [3, -2])
+    def test_an_expert_that_is_not_there_is_told_by_each_implementation(self, impl, number):
+        with pytest.raises(ValueError, match=r"expert must lie in -1\.\.2"):
+            expert_linear(rows(4), *parameters(), expert=torch.tensor([0, 1, number, -1]), impl=impl)
+
+    @pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # by torch itself, when it first meets forward mode
+    @pytest.mark.parametrize("where", [{"expert": torch.arange(10) % 4 - 1}, {"sizes": SIZES}])
+    def test_forward_mode_is_refused_but_by_the_reference(self, where):
+        x, (weights, biases) = rows(10).detach(), parameters()
+        expected = truth(torch.ones_like(x), weights, torch.zeros_like(biases), where.get("expert", of_sizes(SIZES)))
+
+        def tangent(impl: str) -> Tensor:
+            return torch.func.jvp(lambda x: expert_linear(x, weights, biases, **where, impl=impl), (x,), (torch.ones_like(x),))[1]
+
+        torch.testing.assert_close(tangent("reference"), expected, **EXACT)
+        with pytest.raises(NotImplementedError, match=r"expert_linear has no forward-mode derivatives .*write impl='reference'"):
+            tangent("grouped")
+
     def test_triton_refuses_float64(self):
-        with pytest.raises(ValueError, match=r"not in torch\.float64: write impl='grouped'"):
+        with pytest.raises(ValueError, match=r"not in float64: write impl='grouped'"):
             expert_linear(rows(4), *parameters(), expert=torch.zeros(4).long(), impl="triton")
 
 

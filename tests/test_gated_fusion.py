@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from zoo.kernels import gated_fusion as module
 from zoo.kernels.gated_fusion import gated_fusion
 
 INTERPRETED = Path(__file__).parent / "interpreted"
@@ -100,10 +101,14 @@ class TestErrors:
     @pytest.mark.parametrize(
         "changed, told",
         [
-            ({"b": torch.randn(5, 6)}, r"a and b must both be \(\.\.\., D\), not \(4, 6\) and \(5, 6\)"),
+            ({"b": torch.randn(5, 6)}, r"a and b must both be \(\.\.\., D\), D from 1, not \(4, 6\) and \(5, 6\)"),
+            ({"a": torch.randn(4, 0), "b": torch.randn(4, 0), "weight": torch.randn(0, 0)}, r"D from 1, not \(4, 0\) and \(4, 0\)"),
+            ({"a": torch.ones(4, 6).long()}, "a must be float16, bfloat16, float32 or float64, not int64"),
+            ({"b": torch.randn(4, 6).to_sparse()}, r"b must be dense, not sparse_coo: write b\.to_dense\(\)"),
+            ({"weight": torch.randn(6, 12, device="meta")}, "weight lies on meta, a on cpu: move it"),
             ({"weight": torch.randn(6, 6)}, r"weight must be \(6, 12\), not \(6, 6\)"),
             ({"bias": torch.randn(12)}, r"bias must be \(6,\), not \(12,\)"),
-            ({"weight": torch.randn(6, 12).double()}, "one dtype, not torch.float32, torch.float64"),
+            ({"weight": torch.randn(6, 12).double()}, "one dtype, not float32, float64"),
             ({"impl": "grouped"}, "impl='grouped' is no choice: one of auto, reference, triton"),
             (
                 {"impl": "triton"},
@@ -116,8 +121,31 @@ class TestErrors:
         with pytest.raises(ValueError, match=told):
             gated_fusion(**(good | changed))
 
+    @pytest.mark.parametrize(
+        "changed, told",
+        [
+            ({"b": [1.0]}, "b must be a tensor, not list"),
+            ({"a": None, "bias": 0.0}, "a must be a tensor, not None; bias must be a tensor, not float"),
+            ({"weight": torch.nn.Linear(12, 6)}, "weight must be a tensor, not Linear"),
+        ],
+    )
+    def test_what_is_no_tensor(self, changed, told):
+        good = {"a": torch.randn(4, 6), "b": torch.randn(4, 6), "weight": torch.randn(6, 12)}
+        with pytest.raises(TypeError, match=told):
+            gated_fusion(**(good | changed))
+
+    @pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # by torch itself, when it first meets forward mode
+    def test_triton_refuses_forward_mode(self, monkeypatch):
+        """The registered operation would give a tangent of 0. The reference has the right one."""
+        tensors, direction = inputs(4, dtype=torch.float32), torch.ones(4, DIM)
+        tangent = torch.func.jvp(lambda a: gated_fusion(a, *tensors[1:]), (tensors[0],), (direction,))[1]
+        torch.testing.assert_close(tangent, torch.func.jvp(lambda a: truth(a, *tensors[1:]), (tensors[0],), (direction,))[1])
+        monkeypatch.setattr(module, "choose", lambda *_: "triton")
+        with pytest.raises(NotImplementedError, match=r"gated_fusion has no forward-mode derivatives .*write impl='reference'"):
+            torch.func.jvp(lambda a: gated_fusion(a, *tensors[1:]), (tensors[0],), (direction,))
+
     def test_triton_refuses_float64(self):
-        with pytest.raises(ValueError, match=r"not in torch\.float64: write impl='reference'"):
+        with pytest.raises(ValueError, match=r"not in float64: write impl='reference'"):
             gated_fusion(*inputs(4), impl="triton")
 
 
