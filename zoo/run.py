@@ -213,12 +213,12 @@ def run(recipe: Any, *overrides: str, data_root: str | Path | None = None, fresh
     seen = {baseline: data if own.data == recipe.data else load_data(own, data_root) for baseline, own in trained.items()}
     for baseline, own in trained.items():
         _check_arm(baseline, recipe, data, own, seen[baseline])
-    arms = {name: _trained(recipe, data, fresh=fresh)}
+    arms = {name: train_and_measure(recipe, data, fresh=fresh)}
     for baseline, says in recipe.baselines.items():
         if isinstance(says, str):
-            arms[baseline] = Arm(_measure(_CLASSIC[says](data), data, recipe), 0, 0.0, None)
+            arms[baseline] = measure_classic(says, data, recipe)
         else:
-            arms[baseline] = _trained(trained[baseline], seen[baseline], fresh=fresh)
+            arms[baseline] = train_and_measure(trained[baseline], seen[baseline], fresh=fresh)
     return _written(recipe, name, data, arms)
 
 
@@ -239,11 +239,25 @@ def _check_arm(name: str, recipe: Recipe, data: PairData, own: Recipe, seen: Pai
         )
 
 
-def _trained(recipe: Recipe, data: PairData, *, fresh: bool) -> Arm:
-    """Train an arm and measure it, on the modalities that its own data shows."""
+def train_and_measure(recipe: Recipe, data: PairData, *, fresh: bool = False) -> Arm:
+    """Train an arm, from its last checkpoint on if there is one, and measure it on the modalities that its own data shows.
+
+    Raises:
+        Failure: If a loss is not finite or a checkpoint is damaged.
+        ZooError: On a fault of the recipe or the data.
+    """
     model = train(recipe, loaded=data, fresh=fresh)
     metrics, vectors = measure_model(model, data, recipe)
     return Arm(metrics, sum(p.numel() for p in model.parameters() if p.requires_grad), _seconds(recipe.out), vectors)
+
+
+def measure_classic(name: str, data: PairData, recipe: Recipe) -> Arm:
+    """Measure ``bm25`` or ``popularity``, for which nothing is trained.
+
+    Raises:
+        ZooError: If the data cannot answer what the recipe measures.
+    """
+    return Arm(_measure(_CLASSIC[name](data), data, recipe), 0, 0.0, None)
 
 
 def _seconds(folder: Path) -> float:

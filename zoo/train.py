@@ -88,7 +88,7 @@ def train(
     order = make_order(recipe, data, accelerator)
     _check_seen(step, data)
     steps = recipe.run.steps or math.ceil((recipe.run.epochs or 0) * len(order) / recipe.run.accumulate)
-    identity = {"recipe": _identity(recipe), "data": data.fingerprint, "processes": accelerator.num_processes}
+    identity = {"recipe": identity_of(recipe), "data": data.fingerprint, "processes": accelerator.num_processes}
 
     folder = recipe.out / "checkpoints"
     position = Position()
@@ -216,11 +216,11 @@ def _check_folder(recipe: Recipe) -> None:
     """A finished model without checkpoints is not overwritten by one of another recipe."""
     written = recipe.out / "recipe.yaml"
     if (recipe.out / "model.json").is_file() and written.is_file() and not checkpoints(recipe.out / "checkpoints"):
-        there, here = _identity(load_recipe(written)), _identity(recipe)
+        there, here = identity_of(load_recipe(written)), identity_of(recipe)
         check_same_run(f"the model in {recipe.out}", {"recipe": there}, {"recipe": here})
 
 
-def _identity(recipe: Recipe) -> dict[str, Any]:
+def identity_of(recipe: Recipe) -> dict[str, Any]:
     """All of a recipe that decides the weights: a checkpoint that differs in any of it is refused."""
     tree = {k: v for k, v in values(recipe).items() if k not in _FREE}
     return tree | {"run": {k: v for k, v in tree["run"].items() if k not in _FREE_OF_RUN}}
