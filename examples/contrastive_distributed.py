@@ -24,6 +24,8 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=256, help="rows of each process")
     parser.add_argument("--dim", type=int, default=64)
     options = parser.parse_args()
+    if "RANK" not in os.environ:
+        parser.error("start it with torchrun, which makes the processes: torchrun --standalone --nproc-per-node 2 " + parser.prog)
     device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if torch.cuda.is_available() else torch.device("cpu")
     if device.type == "cuda":
         torch.cuda.set_device(device)

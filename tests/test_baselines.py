@@ -69,9 +69,10 @@ def test_bm25_reads_chinese_by_the_character() -> None:
     assert scores[2] == scores[3] == 0
 
 
-def test_bm25_is_silent(capfd: pytest.CaptureFixture[str]) -> None:
+def test_bm25_is_silent(capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture) -> None:
     bm25(toy(["a b", "b c"]))(np.array([0, 1]))
     assert capfd.readouterr() == ("", "")
+    assert not caplog.records  # what handlers of the root would print
 
 
 @pytest.mark.parametrize("notes", [["", " !"], []])

@@ -296,17 +296,17 @@ class TestResults:
 
     def test_a_damaged_file(self, tmp_path):
         (tmp_path / "x.json").write_text('{"records": [{"name": "?"}]}')
-        with pytest.raises(ZooError, match=r"x.json holds no results of this version .*: delete it and run: make bench"):
+        with pytest.raises(ZooError, match=r"x.json holds no results of this version .*: delete it, and make new ones: in a checkout, make bench"):
             load(tmp_path / "x.json")
 
     def test_without_a_baseline(self, tmp_path):
         (tmp_path / "nvidia-h200.json").write_text('{"records": []}')
         (tmp_path / "aot.json").write_text("[]")
-        with pytest.raises(ZooError, match=r"no baseline of the machine m in .* \(have: nvidia-h200\): store one with: make bench"):
+        with pytest.raises(ZooError, match=r"no baseline of the machine m in .* \(have: nvidia-h200\): in a checkout, make bench stores them in benchmarks/results"):
             baseline({"name": "m"}, tmp_path)
 
     def test_a_baseline_without_the_case(self):
-        with pytest.raises(ZooError, match=r"the baseline of this machine has no ours, both 16x8 fp32 forward\+backward\nstore them"):
+        with pytest.raises(ZooError, match=r"the baseline of this machine has no ours, both 16x8 fp32 forward\+backward\nin a checkout, make bench stores them"):
             compare([record()], [record()._replace(timing=None, missing="out of memory")])
 
     @pytest.mark.parametrize("ratio, regressed", [(1.4, False), (1.69, False), (1.71, True)])
@@ -324,8 +324,8 @@ class TestResults:
     def test_table(self):
         lines = table([record(memory=1 << 20, error=Error(1e-7, 2e-7)), record(name="open_clip", ratio=3.0)]).splitlines()
         assert lines[0] == "both 16x8 fp32 forward+backward"
-        assert lines[2].split() == ["ours", "1.00", "67%", "1.0", "MiB", "1.0e-07", "2.0e-07"]
-        assert lines[3].split() == ["open_clip", "2.00", "33%", "-", "-", "-"]
+        assert lines[2].split() == ["ours", "1.00", "1.50", "1.0", "MiB", "1.0e-07", "2.0e-07"]
+        assert lines[3].split() == ["open_clip", "2.00", "3.00", "-", "-", "-"]
 
 
 class TestCommand:

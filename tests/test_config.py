@@ -185,3 +185,12 @@ class TestUnknown:
     )
     def test_message(self, got, have, message):
         assert unknown("x", got, have) == message
+
+
+@pytest.mark.parametrize("key", ["scale", "args", "kwargs"])
+def test_what_takes_anything_names_no_settings(key):
+    """As a class without an __init__ of its own, which shows that of nn.Module."""
+
+    def anything(*args, **kwargs): ...
+
+    assert found(anything, **{key: 1}) == {key: f"no keyword named {key!r} (have: none)"}

@@ -322,3 +322,11 @@ def test_example(tmp_path):
     done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert [line.partition(" processes")[0] for line in done.stdout.splitlines()] == ["gather: 2", "ring: 2"]
+
+
+def test_example_without_torchrun_says_how_to_start_it():
+    environment = {name: value for name, value in os.environ.items() if name != "RANK"} | {"PYTHONPATH": str(Path(__file__).parents[1])}
+    command = [sys.executable, str(Path(__file__).parents[1] / "examples/contrastive_distributed.py")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert "start it with torchrun, which makes the processes: torchrun --standalone --nproc-per-node 2" in done.stderr

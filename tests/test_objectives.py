@@ -227,3 +227,19 @@ class TestTwoSides:
     def test_one_output_without_pairs_is_refused(self, name):
         with pytest.raises(ZooError, match=f"{name} on the one output 'note' contrasts queries with targets"):
             make("objective", name)(Stub(note=vectors(4)), Batch({}))
+
+
+class TestNothingToLearn:
+    """A batch whose rows are all partners, or one item, has a loss of 0 whatever the model does."""
+
+    @pytest.mark.parametrize("name", ["pair_infonce", "infonce"])
+    @pytest.mark.parametrize("lacking", [{"ids": torch.zeros(4).long()}, {"known": torch.tensor([[0, 1], [0, 3], [1, 2], [2, 3]])}])
+    def test_a_batch_without_negatives_is_warned_of(self, name, lacking):
+        with pytest.warns(UserWarning, match=rf"{name}: no row of a batch of \d rows has a negative.*write a larger run\.batch_size"):
+            assert make("objective", name)(Stub(note=vectors(4)), pairs(2, **lacking)).total.item() == 0
+
+    @pytest.mark.parametrize("name", ["pair_infonce", "infonce"])
+    def test_a_loss_of_zero_for_another_reason_is_not(self, name):
+        """What was learned so well that it is 0 in float32 has negatives; warnings are errors here."""
+        apart = torch.tensor([[1.0, 0], [-1, 0], [1, 0], [-1, 0]])
+        assert make("objective", name, log_scale=5.0)(Stub(note=apart), pairs(2)).total.item() == 0

@@ -27,6 +27,7 @@ RESULTS = Path("benchmarks/results")
 MARGIN = 0.05  # of the baseline's ratio: less is never called a regression, however small the spread it recorded
 ERROR_ROWS = {"cpu": 1024, "cuda": 4096}  # the float64 truth is dense
 WARM_ROWS = 256
+_STORING = f"in a checkout, make bench stores them in {RESULTS}, where --compare looks without --results"
 _PACKAGES = ("torch", "triton", "numpy")
 _CHILD = "import sys; from zoo.bench import memory_child; memory_child(*sys.argv[1:])"
 
@@ -211,7 +212,7 @@ def load(path: Path) -> list[Record]:
     try:
         return [_record(**entry) for entry in json.loads(path.read_text(encoding="utf-8"))["records"]]
     except (ValueError, KeyError, TypeError) as e:
-        raise ZooError(f"{path} holds no results of this version ({e}): delete it and run: make bench") from e
+        raise ZooError(f"{path} holds no results of this version ({e}): delete it, and make new ones: {_STORING}") from e
 
 
 def _record(
@@ -235,7 +236,7 @@ def baseline(about: dict[str, Any], folder: Path = RESULTS) -> list[Record]:
     path = folder / f"{about['name']}.json"
     if not path.is_file():
         others = ", ".join(machines(folder)) or "none"
-        raise ZooError(f"no baseline of the machine {about['name']} in {folder} (have: {others}): store one with: make bench")
+        raise ZooError(f"no baseline of the machine {about['name']} in {folder} (have: {others}): {_STORING}")
     return load(path)
 
 
@@ -280,15 +281,15 @@ def compare(records: Iterable[Record], before: Iterable[Record]) -> list[Compari
     known = {(r.case, r.contender): r for r in before if r.timing is not None}
     timed = [record for record in records if record.timing is not None]
     if lacking := [f"{r.contender}, {r.case.name}" for r in timed if (r.case, r.contender) not in known]:
-        raise ZooError("\n".join([*(f"the baseline of this machine has no {one}" for one in lacking), "store them with: make bench"]))
+        raise ZooError("\n".join([*(f"the baseline of this machine has no {one}" for one in lacking), _STORING]))
     return [Comparison(record, known[record.case, record.contender]) for record in timed]
 
 
 def table(records: Sequence[Record]) -> str:
-    """One block for each case: time against ours, share of the matmul's rate, memory above the inputs, error of the gradient."""
+    """A block a case: times as multiples of ours and the matmul's, memory above the inputs, relative errors of loss and gradient of x."""
     blocks = []
     for case in dict.fromkeys(record.case for record in records):
-        rows = [["contender", "time/ours", "of matmul", "extra memory", "error value", "error gradient"]]
+        rows = [["contender", "time/ours", "time/matmul", "extra memory", "error value", "error gradient"]]
         mine = [record for record in records if record.case == case]
         ours = next((r.timing.ratio for r in mine if r.contender == "ours" and r.timing is not None), None)
         rows += [[record.contender, *_cells(record, ours)] for record in mine if record.timing is not None]
@@ -304,7 +305,7 @@ def _cells(record: Record, ours: float | None) -> list[str]:
     error = record.error
     return [
         "-" if ours is None else f"{record.timing.ratio / ours:.2f}",
-        f"{1 / record.timing.ratio:.0%}",
+        f"{record.timing.ratio:.2f}",
         "-" if record.memory is None else f"{record.memory / 2**20:.1f} MiB",
         "-" if error is None else f"{error.value:.1e}",
         "-" if error is None or error.x is None else f"{error.x:.1e}",
@@ -319,7 +320,7 @@ class Outcome(NamedTuple):
 
 
 def bench(device: str | None = None, *, compared_with: Path | None = None, say: Callable[[str], object] = lambda _: None) -> Outcome:
-    """A case with every contender, in under a minute; or, to compare, all short cases with ours alone.
+    """A case with every contender, in about a minute; or, to compare, all short cases with ours alone.
 
     Args:
         device: "cpu", on one thread, or "cuda". None: the GPU if there is one.

@@ -93,7 +93,8 @@ def check(
         path: The keys that lead here, for the faults.
         nested: ``given`` stands inside another maker's settings, which will hand over the positional parameters itself.
     """
-    takes, hints = inspect.signature(maker).parameters, hints_of(maker)
+    takes = {n: p for n, p in inspect.signature(maker).parameters.items() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
+    hints = hints_of(maker)
     open_ = settings(maker) if nested else takes
     out: dict[str, Any] = {}
     faults: list[Fault] = []
@@ -106,7 +107,7 @@ def check(
         faults += more
         if not more and (kind := part_kind(hints.get(key))) is not None:
             faults += _check_parts(kind, value, lookup, (*path, key))
-    missing = [k for k, p in open_.items() if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD) and k not in given]
+    missing = [k for k, p in open_.items() if p.default is p.empty and k not in given]
     faults += [Fault(path, f"{key!r} is missing") for key in missing]
     return out, faults
 

@@ -31,7 +31,7 @@ def make_optimizer(module: nn.Module, settings: Optimizer) -> torch.optim.AdamW:
         members.setdefault(group, []).append(parameter)
     lost = [g.prefix for g in groups if g not in members]
     if lost:
-        raise ZooError("optimizer.groups: " + "; ".join(unknown("trained module", p, _prefixes(trained, p)) for p in lost))
+        raise ZooError("optimizer.groups: " + "; ".join(_unmatched(prefix, trained) for prefix in lost))
     peak = {group: settings.lr if group is None or group.lr is None else group.lr for group in members}
     return torch.optim.AdamW(
         [
@@ -75,6 +75,12 @@ def freeze_all(model: nn.Module, prefixes: Iterable[str]) -> None:
         if prefix not in modules:
             raise ZooError(f"freeze: {unknown('module', prefix, _prefixes(modules, prefix))}")
         freeze(modules[prefix])
+
+
+def _unmatched(prefix: str, trained: Iterable[str]) -> str:
+    if prefix == "objective":
+        return f"{prefix!r} matches nothing, the objective has no parameters: leave this group out"
+    return unknown("trained module", prefix, _prefixes(trained, prefix))
 
 
 def _prefixes(names: Iterable[str], near: str) -> set[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 
 import bm25s
@@ -34,6 +35,7 @@ def bm25(data: PairData, *, k1: float = 1.5, b: float = 0.75) -> Scorer:
     if not any(words):
         raise ZooError(f"none of the {len(words)} notes has a word of text: leave the baseline 'bm25' out")
     index = bm25s.BM25(k1=k1, b=b)
+    logging.getLogger("bm25s").setLevel(logging.WARNING)  # on import it sets DEBUG itself, and every handler of the root prints its steps
     index.index(words, show_progress=False)
 
     def score(queries: np.ndarray) -> np.ndarray:
