@@ -7,7 +7,7 @@ Other distributions add parts through the entry-point group ``zoo.<kind>``, a no
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from functools import cache
@@ -19,6 +19,7 @@ from pkgutil import iter_modules
 from typing import Any, TypeVar
 
 from zoo.errors import ZooError, unknown
+from zoo.types import Remote
 
 HOMES = {
     "model": "zoo.models",
@@ -32,6 +33,7 @@ HOMES = {
 JOINTS = ("arrange", "trunk", "combine", "schedule")
 
 Maker = TypeVar("Maker", bound=Callable[..., Any])
+Remotes = Callable[[Mapping[str, Any]], Sequence[Remote]]
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,7 @@ class Entry:
             joints it has, each with the plug-in that fills it by default.
         paper: Where the method comes from.
         licence: Of the weights that it loads, and of code that is not the zoo's; empty where there are none.
+        remote: What it reads from a hub under given settings; None if it never does.
     """
 
     kind: str
@@ -51,6 +54,7 @@ class Entry:
     joints: Mapping[str, str | None]
     paper: str = ""
     licence: str = ""
+    remote: Remotes | None = None
 
     @property
     def summary(self) -> str:
@@ -72,6 +76,7 @@ def register(
     joints: tuple[str, ...] | Mapping[str, str | None] = (),
     paper: str = "",
     licence: str = "",
+    remote: Remotes | None = None,
 ) -> Callable[[Maker], Maker]:
     """Mark the function or class that makes the part ``name`` of ``kind``.
 
@@ -82,6 +87,7 @@ def register(
             ``{"schedule": None, "combine": "uncertainty"}``. A model's: the joints it has and what fills each by default.
         paper: Where the method comes from: authors, year, link.
         licence: Of the weights that it loads, and of code that is not its distribution's.
+        remote: All its settings, defaults included, to what it then reads from a hub. It stands beside the code that reads.
 
     Raises:
         ZooError: If another module already makes this name, or kind or joint do not exist.
@@ -100,7 +106,7 @@ def register(
         module = known.maker.__module__ if known is not None else _files(kind).get(name, maker.__module__)
         if module != maker.__module__:
             raise ZooError(f"{kind} {name!r} is made by {module} and again by {maker.__module__}")
-        _known.entries[kind, name] = Entry(kind, name, maker, filled, paper, licence)
+        _known.entries[kind, name] = Entry(kind, name, maker, filled, paper, licence, remote)
         return maker
 
     return mark

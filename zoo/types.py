@@ -105,6 +105,14 @@ class Processor(Protocol):
         """All that decides its result, as plain values: it is written beside the weights and compared when they are loaded."""
 
 
+class Remote(NamedTuple):
+    """What a part reads from the Hugging Face hub, or from a folder of the hub's layout, when it is made."""
+
+    role: str  # weights, config, tokenizer or processor
+    repo: str  # "org/name", or a folder
+    files: tuple[str, ...]  # shell patterns, the preferred one first: files that match any one of them are enough
+
+
 class Encoder(Protocol):
     """One modality to tokens."""
 

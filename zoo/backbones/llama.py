@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from transformers import LlamaConfig, LlamaModel
 
 from zoo.backbones._decoder import Decoder, Device, Precision, build, configuration
+from zoo.backbones._remote import remotes, source_of
 from zoo.backbones._tokenizers import choose
 from zoo.errors import ZooError
 from zoo.registry import register
+from zoo.types import Remote
 
 Size = Literal["tiny", "1.1b", "7b"]
 
@@ -22,11 +25,16 @@ _GEOMETRY: dict[str, tuple[int, ...]] = {
 _REPOSITORY = {"1.1b": "TinyLlama/TinyLlama_v1.1", "7b": "meta-llama/Llama-2-7b-hf"}
 
 
+def _remote(settings: Mapping[str, Any]) -> list[Remote]:
+    return remotes(source_of(settings["pretrained"], _REPOSITORY.get(settings["size"])), settings["tokenizer"], settings["config"])
+
+
 @register(
     "backbone",
     "llama",
     paper="Touvron et al., Llama 2, 2023, https://arxiv.org/abs/2307.09288",
     licence="of the weights: Apache-2.0 (1.1b), Llama 2 Community License (7b); of others: see their card",
+    remote=_remote,
 )
 def make_llama(
     *,
@@ -53,7 +61,7 @@ def make_llama(
         ZooError: If ``tiny`` is wanted pretrained, weights or tokenizer cannot be had, or random ones would take over 4 GiB.
     """
     name = f"llama {size}"
-    source = pretrained if isinstance(pretrained, str) else _REPOSITORY.get(size) if pretrained else None
+    source = source_of(pretrained, _REPOSITORY.get(size))
     if pretrained and source is None:
         raise ZooError(f"{name} has no published weights: write another size ({', '.join(_REPOSITORY)}), or a folder")
     geometry = {

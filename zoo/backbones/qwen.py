@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from typing import Any, Literal
 
@@ -9,9 +10,11 @@ from transformers import Qwen2Config, Qwen2Model
 
 from zoo.backbones import _qwen1
 from zoo.backbones._decoder import Decoder, Device, Precision, build, configuration
+from zoo.backbones._remote import remotes, source_of
 from zoo.backbones._tokenizers import choose
 from zoo.errors import ZooError
 from zoo.registry import register
+from zoo.types import Remote
 
 Size = Literal["tiny", "0.5b", "1.5b", "7b", "qwen1_7b_chat"]
 
@@ -31,11 +34,20 @@ _REPOSITORY = {
 }
 
 
+def _remote(settings: Mapping[str, Any]) -> list[Remote]:
+    source, words = source_of(settings["pretrained"], _REPOSITORY.get(settings["size"])), settings["tokenizer"]
+    if settings["size"] != "qwen1_7b_chat":
+        return remotes(source, words, settings["config"])
+    weights = remotes(source, "bytes", {}, ("*.safetensors",))  # its geometry is that of its size
+    return weights + remotes(None, words if words is not None or source is None else _qwen1.TOKENIZER, None)
+
+
 @register(
     "backbone",
     "qwen",
     paper="Qwen Team, Qwen2.5 technical report, 2024, https://arxiv.org/abs/2412.15115",
     licence="of the weights: Apache-2.0 (0.5b, 1.5b, 7b), Tongyi Qianwen License Agreement (qwen1_7b_chat); of others: see their card",
+    remote=_remote,
 )
 def make_qwen(
     *,
@@ -62,7 +74,7 @@ def make_qwen(
         ZooError: If ``tiny`` is wanted pretrained, weights or tokenizer cannot be had, or random ones would take over 4 GiB.
     """
     name = f"qwen {size}"
-    source = pretrained if isinstance(pretrained, str) else _REPOSITORY.get(size) if pretrained else None
+    source = source_of(pretrained, _REPOSITORY.get(size))
     if pretrained and source is None:
         raise ZooError(f"{name} has no published weights: write another size ({', '.join(_REPOSITORY)}), or a folder")
     theta = 10_000.0 if size == "qwen1_7b_chat" else 1_000_000.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import open_clip
@@ -11,7 +12,7 @@ from torch import nn
 from zoo.encoders._image import ImageProcessor
 from zoo.encoders._read import depth_of, fetching, read
 from zoo.errors import ZooError, unknown
-from zoo.types import ModalityInputs, Tokens
+from zoo.types import ModalityInputs, Remote, Tokens
 
 
 class OpenClipEncoder(nn.Module):
@@ -84,6 +85,21 @@ def tower(name: str, weights: str | None, image_size: int | None, device: str = 
     if not isinstance(clip.visual, open_clip.transformer.VisionTransformer):
         raise ZooError(f"the vision tower of open_clip:{name} is a {type(clip.visual).__name__}: take it from timm, as timm:<arch>")
     return clip.visual
+
+
+def remotes(name: str, weights: str | None) -> list[Remote]:
+    """Where open_clip finds the weights of a tag; nothing for a file and for random ones.
+
+    Raises:
+        ZooError: If there is neither such a tag nor such a file.
+    """
+    if weights is None or Path(weights).is_file():
+        return []
+    if not (cfg := open_clip.get_pretrained_cfg(name, weights)):
+        raise ZooError(unknown(f"weights of open_clip:{name}", weights, open_clip.list_pretrained_tags_by_model(name)))
+    repository, _, file = cfg["hf_hub"].rpartition("/")
+    default = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
+    return [Remote("weights", repository, (f"{Path(file).stem}.safetensors", file) if file else default)]
 
 
 def processor_of(visual: open_clip.transformer.VisionTransformer) -> ImageProcessor:

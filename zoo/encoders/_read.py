@@ -11,6 +11,8 @@ from torch import Tensor
 from zoo.errors import ZooError
 from zoo.types import Tokens
 
+WEIGHTS = ("*.safetensors", "pytorch_model*.bin")  # files of weights as transformers looks for them, the preferred ones first
+
 
 def depth_of(layer: int, layers: int, name: str) -> int:
     """How many layers to run so that ``layer`` is the last: -1 all of them, 0 the first alone.

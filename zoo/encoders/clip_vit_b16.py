@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from transformers import CLIPVisionConfig
 
 from zoo.encoders._hf_vision import HfVisionEncoder, family_processor, vision_model
+from zoo.encoders._read import WEIGHTS as FILES
 from zoo.registry import register
+from zoo.types import Remote
 
 WEIGHTS = "openai/clip-vit-base-patch16"
+
+
+def _source(pretrained: bool | str) -> str | None:
+    return pretrained if isinstance(pretrained, str) else WEIGHTS if pretrained else None
+
+
+def _remote(settings: Mapping[str, Any]) -> list[Remote]:
+    source = _source(settings["pretrained"])
+    return [] if source is None else [Remote("weights", source, FILES)]
 
 
 @register(
@@ -15,6 +29,7 @@ WEIGHTS = "openai/clip-vit-base-patch16"
     "clip_vit_b16",
     paper="Radford et al., Learning transferable visual models from natural language supervision, 2021, https://arxiv.org/abs/2103.00020",
     licence="MIT",
+    remote=_remote,
 )
 def make_clip_vit_b16(
     *, pretrained: bool | str = False, layer: int = -1, keep_cls: bool = True, final_norm: bool = False
@@ -39,6 +54,5 @@ def make_clip_vit_b16(
         patch_size=16,
         hidden_act="quick_gelu",
     )
-    weights = pretrained if isinstance(pretrained, str) else WEIGHTS if pretrained else None
-    model = vision_model(config, weights, layer, "clip_vit_b16")
+    model = vision_model(config, _source(pretrained), layer, "clip_vit_b16")
     return HfVisionEncoder(model, family_processor(config), keep_cls=keep_cls, final_norm=final_norm, portable={"pretrained": False})

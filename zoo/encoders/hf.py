@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,10 @@ from transformers.utils import cached_file
 
 from zoo.encoders._hf_vision import FAMILIES, WHOLE, HfVisionEncoder, family_processor, vision_config, vision_model
 from zoo.encoders._image import ImageProcessor
-from zoo.encoders._read import depth_of, fetching
+from zoo.encoders._read import WEIGHTS, depth_of, fetching
 from zoo.errors import ZooError
 from zoo.registry import register
-from zoo.types import ModalityInputs, Tokens
+from zoo.types import ModalityInputs, Remote, Tokens
 
 TEXT = ("albert", "bert", "camembert", "deberta-v2", "distilbert", "electra", "ernie", "modernbert", "mpnet", "roberta", "xlm-roberta")
 BILINEAR = 2  # PIL's number, as preprocessor_config.json has it
@@ -96,11 +97,24 @@ class HfTextEncoder(nn.Module):
         return dict(self._portable)
 
 
+def _remote(settings: Mapping[str, Any]) -> list[Remote]:
+    """Whether pixels or words are prepared, only the configuration tells: the one file or the other is enough."""
+    arch, words = settings["arch"], settings["tokenizer"]
+    found = [Remote("weights", arch, WEIGHTS)] if settings["pretrained"] else []
+    if settings["config"] is None:
+        found.append(Remote("config", arch, ("config.json",)))
+    if isinstance(words, str):
+        return [*found, Remote("tokenizer", words, ("tokenizer.json",))]
+    prepared = words is not None or settings["processor"] is not None or settings["config"] is not None
+    return found if prepared else [*found, Remote("processor", arch, ("preprocessor_config.json", "tokenizer.json"))]
+
+
 @register(
     "encoder",
     "hf",
     paper="Wolf et al., Transformers, 2020, https://arxiv.org/abs/1910.03771",
     licence="of the weights that are loaded: see their card",
+    remote=_remote,
 )
 def make_hf(
     *,

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from zoo.encoders._image import ImageProcessor
-from zoo.encoders._open_clip import OpenClipEncoder, processor_of, tower
+from zoo.encoders._open_clip import OpenClipEncoder, processor_of, remotes, tower
 from zoo.registry import register
+from zoo.types import Remote
+
+
+def _remote(settings: Mapping[str, Any]) -> list[Remote]:
+    name, _, tag = settings["arch"].partition("/")
+    return remotes(name, tag if settings["pretrained"] and tag else None)
 
 
 @register(
@@ -14,6 +21,7 @@ from zoo.registry import register
     "open_clip",
     paper="Ilharco et al., OpenCLIP, 2021, https://github.com/mlfoundations/open_clip",
     licence="MIT for the code; of the weights that are loaded: see their card",
+    remote=_remote,
 )
 def make_open_clip(
     *,

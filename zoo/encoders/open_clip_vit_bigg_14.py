@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 import logging
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
-from zoo.encoders._open_clip import OpenClipEncoder, processor_of, tower
+from zoo.encoders._open_clip import OpenClipEncoder, processor_of, remotes, tower
 from zoo.errors import ZooError
 from zoo.registry import register
+from zoo.types import Remote
 
+ARCHITECTURE = "ViT-bigG-14"
 WEIGHTS = "laion2b_s39b_b160k"
 PARAMETERS = 1_844_907_264  # of the tower with its last norm and projection
 log = logging.getLogger("zoo")
+
+
+def _weights(pretrained: bool | str) -> str | None:
+    return pretrained if isinstance(pretrained, str) else WEIGHTS if pretrained else None
+
+
+def _remote(settings: Mapping[str, Any]) -> list[Remote]:
+    return remotes(ARCHITECTURE, _weights(settings["pretrained"]))
 
 
 @register(
@@ -19,6 +30,7 @@ log = logging.getLogger("zoo")
     "open_clip_vit_bigg_14",
     paper="Cherti et al., Reproducible scaling laws for contrastive language-image learning, 2023, https://arxiv.org/abs/2212.07143",
     licence="MIT",
+    remote=_remote,
 )
 def make_open_clip_vit_bigg_14(
     *,
@@ -41,14 +53,14 @@ def make_open_clip_vit_bigg_14(
         ZooError: If it would fill 7 GB with random numbers, or the weights cannot be had.
     """
     size = f"open_clip_vit_bigg_14: {PARAMETERS / 1e9:.2f} G parameters, {PARAMETERS * 4 / 1e9:.1f} GB in float32"
-    weights = pretrained if isinstance(pretrained, str) else WEIGHTS if pretrained else None
+    weights = _weights(pretrained)
     if device == "cpu":
         if weights is None:
             raise ZooError(f"{size}, all random: write pretrained: true, device: meta, or a smaller encoder such as clip_vit_b16")
         log.warning(size)
     elif weights is not None:
         raise ZooError("device: meta holds no weights: write pretrained: false with it")
-    visual = tower("ViT-bigG-14", weights, None, device)
+    visual = tower(ARCHITECTURE, weights, None, device)
     return OpenClipEncoder(
         visual,
         "open_clip_vit_bigg_14",

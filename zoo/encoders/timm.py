@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from inspect import signature
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from zoo.encoders._image import ImageProcessor
 from zoo.encoders._read import depth_of, fetching, read
 from zoo.errors import ZooError, unknown
 from zoo.registry import register
-from zoo.types import ModalityInputs, Tokens
+from zoo.types import ModalityInputs, Remote, Tokens
 
 
 class TimmEncoder(nn.Module):
@@ -59,11 +60,27 @@ def _width(model: Any, layer: int) -> int:
     return int(model.feature_info[layer]["num_chs"])
 
 
+def _check_name(arch: str) -> None:
+    if not timm.is_model(arch):
+        raise ZooError(unknown("timm model", arch, timm.list_models(f"*{arch.partition('.')[0].partition('_')[0]}*")))
+
+
+def _remote(settings: Mapping[str, Any]) -> list[Remote]:
+    _check_name(settings["arch"])
+    if settings["pretrained"] is not True:
+        return []
+    cfg: Any = timm.get_pretrained_cfg(settings["arch"])
+    file = cfg.hf_hub_filename or "pytorch_model.bin"
+    safe = "model.safetensors" if file == "pytorch_model.bin" else f"{Path(file).stem}.safetensors"
+    return [Remote("weights", (cfg.hf_hub_id or cfg.url or "").rstrip("/"), (safe, file))]
+
+
 @register(
     "encoder",
     "timm",
     paper="Wightman, PyTorch Image Models, 2019, https://github.com/huggingface/pytorch-image-models",
     licence="of the weights that are loaded: see their card",
+    remote=_remote,
 )
 def make_timm(
     *,
@@ -87,8 +104,7 @@ def make_timm(
     Raises:
         ZooError: If timm has no such model or layer, or its weights cannot be had.
     """
-    if not timm.is_model(arch):
-        raise ZooError(unknown("timm model", arch, timm.list_models(f"*{arch.partition('.')[0].partition('_')[0]}*")))
+    _check_name(arch)
     cfg: Any = timm.get_pretrained_cfg(arch)
     size = image_size or cfg.input_size[-1]
     given: dict[str, Any] = {"num_classes": 0}
