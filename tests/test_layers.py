@@ -10,12 +10,12 @@ import pytest
 ROOT = Path(__file__).parents[1]
 FLOORS = (  # from the ground up; a module that no floor names fails
     ("errors", "types", "kernels.*", "recipes"),
-    ("config", "distributed", "files", "freeze", "measure"),
-    ("source", "registry", "checkpoint"),
-    ("splice", "trunk", "joints", "collate"),
+    ("config", "distributed", "files", "freeze", "interrupt", "measure"),
+    ("source", "registry", "checkpoint", "adapters"),
+    ("splice", "trunk", "joints", "collate", "gradcache", "lora"),
     ("encoders.*", "backbones.*", "connectors.*", "fusions.*", "objectives.*", "data.*"),
     ("models.*", "recipe"),
-    ("hub", "evaluate.*", "schema", "sampler", "optimizer", "log", "update", "matrix", "contenders"),
+    ("hub", "evaluate.*", "schema", "sampler", "optimizer", "log", "saver", "update", "matrix", "contenders"),
     ("train", "report", "bench"),
     ("run",),
     ("embed",),

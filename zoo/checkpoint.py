@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from zoo.distributed import spread_like
 from zoo.errors import Failure, ZooError
 from zoo.files import write_json
 
@@ -32,8 +34,8 @@ class Position:
 
 def save_checkpoint(
     folder: Path,
-    step: nn.Module,
-    optimizer: torch.optim.Optimizer,
+    state: Mapping[str, Tensor],
+    optimizer: Mapping[str, Any],
     position: Position,
     identity: Mapping[str, Any],
     random: Sequence[Mapping[str, Any]],
@@ -44,29 +46,44 @@ def save_checkpoint(
 
     Args:
         folder: Of the run's checkpoints.
-        step: Model and objective in one module.
-        optimizer: Its state goes along.
+        state: Of model and objective in one module.
+        optimizer: Its state.
         position: Of the run.
         identity: What a resuming run must agree with.
         random: `random_state` of each process.
         keep: At least 1.
+
+    Raises:
+        Failure: If it cannot be written, as on a full disk; what stood there before stands.
     """
     final = folder / f"step_{position.step:08d}"
     beside = folder / f".{final.name}.tmp"
     for left in folder.glob(".step_*.tmp"):  # by a run that was killed
         shutil.rmtree(left)
-    beside.mkdir(parents=True)
-    save_file(unshared(step.state_dict()), beside / FILES[0])
-    torch.save({"optimizer": optimizer.state_dict(), "random": list(random)}, beside / FILES[1])
-    for name in FILES:
-        with (beside / name).open("rb+") as file:
-            os.fsync(file.fileno())
-    hashes = {name: _hash(beside / name) for name in FILES}
-    write_json(beside / "manifest.json", {"position": vars(position), "identity": identity, "sha256": hashes})
-    beside.rename(final)
+    try:
+        beside.mkdir(parents=True)
+        save_file(unshared(state), beside / FILES[0])
+        torch.save({"optimizer": optimizer, "random": list(random)}, beside / FILES[1])
+        for name in FILES:
+            with (beside / name).open("rb+") as file:
+                os.fsync(file.fileno())
+        hashes = {name: _hash(beside / name) for name in FILES}
+        write_json(beside / "manifest.json", {"position": vars(position), "identity": identity, "sha256": hashes})
+        beside.rename(final)
+    except (OSError, SafetensorError, RuntimeError) as e:  # each library has its own way of saying that the disk is full
+        shutil.rmtree(beside, ignore_errors=True)
+        raise Failure(f"checkpoint {final} could not be written ({e}); {_room(folder)}") from e
     for old in checkpoints(folder)[:-keep]:
         shutil.rmtree(old.rename(folder / f".{old.name}.tmp"))  # renamed first: killed half-way, it leaves no half a checkpoint
     return final
+
+
+def _room(folder: Path) -> str:
+    """What stands in a run's folder of checkpoints, and what the disk has left."""
+    found = checkpoints(folder)
+    free = shutil.disk_usage(folder if folder.is_dir() else folder.parent).free
+    stands = f"{found[-1]} stands, so the same command goes on from there" if found else "there is no earlier one"
+    return f"{stands}; the disk has {free / 2**30:.1f} GiB left: make room, or write another out=..."
 
 
 def checkpoints(folder: Path) -> list[Path]:
@@ -87,11 +104,15 @@ def load_checkpoint(
     check_same_run(f"checkpoint {path}", manifest["identity"], identity)
     state = torch.load(path / FILES[1], weights_only=True, map_location="cpu")
     try:
-        step.load_state_dict(load_file(path / FILES[0], device="cpu"))
+        own, weights = step.state_dict(), load_file(path / FILES[0], device="cpu")
+        step.load_state_dict({name: spread_like(value, own.get(name)) for name, value in weights.items()})
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        for i, moments in state["optimizer"]["state"].items():
+            moments.update({name: spread_like(value, parameters[i]) for name, value in moments.items()})
         optimizer.load_state_dict(state["optimizer"])
-    except (RuntimeError, ValueError) as e:  # names or shapes that differ
+    except (RuntimeError, ValueError, IndexError) as e:  # names or shapes that differ
         raise ZooError(f"checkpoint {path} was written by other code of this model: {e}\nstart over with --fresh") from e
-    _set_random_state(state["random"][process])
+    set_random_state(state["random"][process])
     return Position(**manifest["position"])
 
 
@@ -149,7 +170,8 @@ def random_state() -> dict[str, Any]:
     return {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []}
 
 
-def _set_random_state(state: Mapping[str, Any]) -> None:
+def set_random_state(state: Mapping[str, Any]) -> None:
+    """Draw from here on what was drawn from there on."""
     torch.set_rng_state(state["cpu"])
     if state["cuda"] and torch.cuda.is_available():
         torch.cuda.set_rng_state_all(state["cuda"])

@@ -1,7 +1,8 @@
 """The command line: each command is one call into the library, its errors are one message and an exit code.
 
-Exit codes: 0 ok, 1 failure, 2 usage or recipe error, 3 a quality floor was missed or a loss got slower, 130 interrupted. Results go
-to standard output, everything else to standard error. An error that names no remedy, with a traceback, is a bug of ours.
+Exit codes: 0 ok, 1 failure, 2 usage or recipe error, 3 a quality floor was missed or a loss got slower, 75 stopped by SIGTERM and
+saved, 130 interrupted. Results go to standard output, everything else to standard error. An error that names no remedy, with a
+traceback, is a bug of ours.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import NoReturn
 import typer
 
 from zoo.commands._app import app
-from zoo.errors import Failure, ZooError
+from zoo.errors import ZooError
 
 COMMANDS = ("parts", "items", "runs", "bench")  # files that add their commands to the application, in the order of the help
 INTERRUPTED = 130  # what typer exits with on Ctrl-C, and what shells expect
@@ -30,7 +31,7 @@ def main() -> None:
     try:
         app(prog_name="zoo")
     except ZooError as e:
-        _stop(str(e), 1 if isinstance(e, Failure) else 2)
+        _stop(str(e), e.code)
     except OSError as e:  # a full disk, a folder that may not be written
         _stop(str(e), 1)
     except SystemExit as e:

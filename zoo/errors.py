@@ -29,9 +29,19 @@ ALIASES = {  # what people write from habit -> what it is called here
 class ZooError(ValueError):
     """The user asked for something the zoo does not have. The message says what to write instead."""
 
+    code = 2  # that the command line exits with
+
 
 class Failure(ZooError):
     """What was asked for is right and cannot be done all the same: a loss that is not finite, a damaged file."""
+
+    code = 1
+
+
+class Terminated(Failure):
+    """A run was asked to stop, by SIGTERM, and has saved where it stands."""
+
+    code = 75  # EX_TEMPFAIL: run it again
 
 
 def unknown(what: str, got: str, have: Iterable[str]) -> str:

@@ -24,12 +24,13 @@ WEIGHTS, ABOUT = "model.safetensors", "model.json"
 _ENTRIES = ("spec", "trained", "preprocessing")  # of the latter
 
 
-def save(model: Any, folder: str | Path) -> Path:
+def save(model: Any, folder: str | Path, state: Mapping[str, Tensor] | None = None) -> Path:
     """Write a model that was built by `zoo.build`, so that `load` gives it back without a network.
 
     Args:
         model: An ``nn.Module`` with ``spec``, ``trained``, ``processor`` and ``parts``, as `zoo.types.Model` says.
         folder: Made if missing; ``model.json`` is written last, so a folder that has it is whole.
+        state: The weights, where those in the model are spread over processes; None: the model's own.
 
     Returns:
         The folder.
@@ -44,7 +45,7 @@ def save(model: Any, folder: str | Path) -> Path:
     for left in folder.glob(f"{WEIGHTS}.*.tmp"):  # by a save that was killed
         left.unlink()
     beside = folder / f"{WEIGHTS}.{os.getpid()}.tmp"
-    save_file(unshared(model.state_dict()), beside)
+    save_file(unshared(_plain(model) if state is None else state), beside)
     (folder / ABOUT).unlink(missing_ok=True)  # until the new one is there, the folder is no model
     beside.replace(folder / WEIGHTS)
     write_json(folder / ABOUT, {"spec": spec, "trained": model.trained, "preprocessing": model.processor.config()})
@@ -73,6 +74,16 @@ def load(folder: str | Path, device: str | torch.device = "cpu") -> Any:
     _same_preprocessing(folder, about["preprocessing"], json.loads(json.dumps(model.processor.config())))
     model.trained = about["trained"]
     return model.to(device).eval()
+
+
+def _plain(model: Any) -> dict[str, Tensor]:
+    """The weights of a model, with those of its low-rank adapters merged into them."""
+    state = model.state_dict()
+    if not any(".lora_A." in name for name in state):
+        return state
+    from zoo.lora import merged_state  # peft takes seconds to import, and few models need it
+
+    return merged_state(model, state)
 
 
 def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from zoo.adapters import Adapter, overlaps
 from zoo.config import DataSpec, Fault, Fraction, ModelSpec, ObjectiveSpec, Positive, check, settings, split_spec
 from zoo.errors import ZooError, unknown
 from zoo.joints import compose
@@ -75,13 +76,17 @@ class Run:
         steps: Optimizer steps; decides where it is given.
         epochs: Passes over the pairs, where ``steps`` is None.
         batch_size: Pairs per process.
-        accumulate: Batches per optimizer step.
+        accumulate: Batches per optimizer step; each has only its own rows as negatives.
+        gradcache: Rows that pass the model at a time, where the loss is that of the whole batch all the same; 0: all at once.
+        shard: Spread weights, gradients and optimizer state over the processes.
         precision: Of the forward pass. A resumed fp16 run starts with a fresh loss scale, so it is not exactly the uninterrupted one.
         gradient_checkpointing: Compute activations again in the backward pass, to save memory.
         workers: Processes that load data; 0: none beside the main one. The result does not depend on it.
         buckets: Batches of pairs of like length.
         log_every: Steps.
-        save_every: Steps; 0: only at the end.
+        log_gradients: Log the squared gradient norm of each module too, for `zoo.diagnose`.
+        save_every: Steps; 0: only at the end, and when the run is asked to stop.
+        save_minutes: Minutes since the last checkpoint; 0: off.
         keep: How many checkpoints stay.
         device: ``auto``, ``cpu``, ``cuda``, ``mps``.
         threads: Of torch on the CPU; 0: as torch chooses.
@@ -91,12 +96,16 @@ class Run:
     epochs: Above | None = 1.0
     batch_size: Positive = 32
     accumulate: Positive = 1
+    gradcache: NotNegative = 0
+    shard: bool = False
     precision: Literal["no", "bf16", "fp16"] = "no"
     gradient_checkpointing: bool = False
     workers: NotNegative = 0
     buckets: bool = True
     log_every: Positive = 10
+    log_gradients: bool = False
     save_every: NotNegative = 0
+    save_minutes: AtLeastZero = 0.0
     keep: Positive = 2
     device: str = "auto"
     threads: NotNegative = 0
@@ -154,6 +163,7 @@ class Recipe:
         baselines: What the model is compared with: a classic one by name, or an arm, trained from this recipe under dotted overrides:
             ``{"early fusion": {"model.fusion": "early"}}``.
         freeze: Modules that are not trained, by name: ``vision``, ``backbone.model.layers.0``.
+        adapters: LoRA or DoRA in the modules that they name, whose own weights are frozen then; the run leaves the merged model.
         floor: ``{"recall@10": 0.2}``: below this the run has failed; under the protocol of ``evaluate.main``.
         seed: Of the weights, of the order of the data, and of all that is drawn.
         out: The run folder.
@@ -167,6 +177,7 @@ class Recipe:
     evaluate: Evaluate = field(default_factory=Evaluate)
     baselines: Mapping[str, Baseline] = field(default_factory=dict)
     freeze: tuple[str, ...] = ()
+    adapters: tuple[Adapter, ...] = ()
     floor: Mapping[str, Fraction] = field(default_factory=dict)
     seed: NotNegative = 0
     out: Path = Path("runs/unnamed")
@@ -286,7 +297,7 @@ def _check_joints(model: dict[str, Any]) -> list[Fault]:
 
 def _contradictions(fields: Mapping[str, Any]) -> list[Fault]:
     """What no single value tells."""
-    faults = []
+    faults = overlaps(fields.get("adapters", ()))
     run, evaluate = fields.get("run", Run()), fields.get("evaluate", Evaluate())
     if isinstance(run, Run) and run.steps is None and run.epochs is None:
         faults.append(Fault(("run",), "neither 'steps' nor 'epochs': write one of them"))

@@ -13,26 +13,31 @@ import numpy as np
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.state import AcceleratorState, PartialState
-from accelerate.utils import gather_object, send_to_device, set_seed
+from accelerate.utils import send_to_device, set_seed
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from zoo.checkpoint import Position, check_same_run, checkpoints, load_checkpoint, random_state, save_checkpoint
+from zoo.checkpoint import Position, check_same_run, checkpoints, load_checkpoint
 from zoo.collate import Known, PairCollate
 from zoo.config import split_spec
-from zoo.errors import ZooError
+from zoo.distributed import blocks_of, shard, whole
+from zoo.errors import Failure, ZooError
 from zoo.files import write_text
+from zoo.gradcache import check_rows_stay_apart
 from zoo.hub import save
+from zoo.interrupt import Interruption, in_worker
 from zoo.log import Log
 from zoo.optimizer import freeze_all, learning_rate, make_optimizer
 from zoo.recipe import Recipe, dump, load_recipe, values
 from zoo.registry import build, make
 from zoo.sampler import BatchOrder
+from zoo.saver import Saver
 from zoo.types import Batch, Binding, Pair, PairData
 from zoo.update import Step, Updater
 
 logger = logging.getLogger("zoo.train")
 _FREE = ("out", "evaluate", "baselines", "floor")  # may differ between a checkpoint and the run that resumes it
-_FREE_OF_RUN = ("workers", "log_every", "save_every", "keep", "threads", "device")
+_FREE_OF_RUN = ("workers", "log_every", "log_gradients", "save_every", "keep", "threads", "device")
 
 
 class Pairs(Dataset[Pair]):
@@ -82,33 +87,26 @@ def train(
     data = make("data", recipe.data, Path(data_root) if data_root is not None else None) if loaded is None else loaded
     accelerator = make_accelerator(recipe)
     set_seed(recipe.seed)
-    step = make_step(recipe)
+    step = make_step(recipe).to(accelerator.device)
     set_seed(recipe.seed, device_specific=True)  # the same weights everywhere, but each process drops out its own
+    if recipe.run.shard:
+        _shard(step, accelerator)
     optimizer = make_optimizer(step, recipe.optimizer)
     order = make_order(recipe, data, accelerator)
     _check_seen(step, data)
     steps = recipe.run.steps or math.ceil((recipe.run.epochs or 0) * len(order) / recipe.run.accumulate)
     identity = {"recipe": identity_of(recipe), "data": data.fingerprint, "processes": accelerator.num_processes}
+    position = _start(recipe, fresh, step, optimizer, identity, accelerator)
+    logger.info("training %s from step %d to %d", recipe.out, position.step, steps)
 
-    folder = recipe.out / "checkpoints"
-    position = Position()
-    if not fresh:
-        _check_folder(recipe)
-    if accelerator.is_main_process:
-        _prepare_folder(recipe, fresh)
-    accelerator.wait_for_everyone()
-    step.to(accelerator.device)  # before the optimizer's state is loaded, which follows its parameters
-    if found := checkpoints(folder):
-        position = load_checkpoint(found[-1], step, optimizer, identity, process=accelerator.process_index)
-        logger.info("resuming %s at step %d of %d", recipe.out, position.step, steps)
-    if accelerator.is_main_process:
-        write_text(recipe.out / "recipe.yaml", dump(recipe))
-
-    wrapped, prepared = accelerator.prepare(step, optimizer)  # not the learning rate: Accelerate would move it once per process
+    wrapped = accelerator.prepare_model(step, evaluation_mode=recipe.run.shard)  # spread weights are no business of DistributedDataParallel
+    prepared = accelerator.prepare_optimizer(optimizer)  # not the learning rate: Accelerate would move it once per process
     update = Updater(accelerator, wrapped, step, prepared, recipe)
+    save_state = Saver(recipe.out / "checkpoints", step, optimizer, identity, recipe.run, accelerator)
     batches = stream(recipe, data, step, order, position, accelerator.device)
     wrapped.train()
-    with Log(recipe.out, steps=steps, every=recipe.run.log_every, start=position.step, enabled=accelerator.is_main_process) as log:
+    settings = {"steps": steps, "every": recipe.run.log_every, "start": position.step, "enabled": accelerator.is_main_process}
+    with Log(recipe.out, **settings) as log, Interruption() as interruption:
         while position.step < steps:
             rate = learning_rate(recipe.optimizer, position.step, steps)
             for group in optimizer.param_groups:
@@ -116,15 +114,55 @@ def train(
             logged = update(batches, position)
             position.step += 1
             log.write(position, {"lr": recipe.optimizer.lr * rate, **logged})
-            due = recipe.run.save_every and position.step % recipe.run.save_every == 0
-            if due or position.step == steps:
-                random = gather_object([random_state()])
-                if accelerator.is_main_process:
-                    save_checkpoint(folder, step, optimizer, position, identity, random, keep=recipe.run.keep)
+            save_state(position, interruption, last=position.step == steps)
     step.model.trained = True
+    state = whole(step.model.state_dict())
+    if recipe.adapters:
+        state = _merged(recipe, step.model, state, accelerator)
     if accelerator.is_main_process:
-        save(step.model, recipe.out)
+        save(step.model, recipe.out, state)
     return step.model.eval()
+
+
+def _merged(recipe: Recipe, model: Any, state: Mapping[str, Tensor], accelerator: Accelerator) -> Mapping[str, Tensor]:
+    """The state of ``model`` with its adapters in its weights, which the model itself gets too unless it is spread over processes."""
+    from zoo.lora import merge, merged_state, save_adapters
+
+    if accelerator.is_main_process:
+        save_adapters(model, state, recipe.adapters, recipe.out)
+    merged = merged_state(model, state)
+    if not recipe.run.shard:
+        merge(model)
+    return merged
+
+
+def _start(
+    recipe: Recipe, fresh: bool, step: Step, optimizer: torch.optim.Optimizer, identity: Mapping[str, Any], accelerator: Accelerator
+) -> Position:
+    """Make the run folder ready, and go on from its last checkpoint if there is one."""
+    if not fresh:
+        _check_folder(recipe)
+    if accelerator.is_main_process:
+        _prepare_folder(recipe, fresh)
+    accelerator.wait_for_everyone()
+    position = Position()
+    if found := checkpoints(recipe.out / "checkpoints"):
+        position = load_checkpoint(found[-1], step, optimizer, identity, process=accelerator.process_index)
+    if accelerator.is_main_process:
+        write_text(recipe.out / "recipe.yaml", dump(recipe))
+    return position
+
+
+def _shard(step: Step, accelerator: Accelerator) -> None:
+    """Spread the model over the processes; the objective, a scalar or two, stays whole.
+
+    Raises:
+        ZooError: If there is one process only.
+    """
+    if accelerator.num_processes == 1:
+        raise ZooError("run.shard: one process has nobody to share with: start several (accelerate launch), or write run.shard: false")
+    always = [part for kind, part in step.model.parts().items() if kind == "backbone"]  # others may have nothing to do in some process
+    shard(step.model, [block for part in always for block in blocks_of(part)])
 
 
 def make_accelerator(recipe: Recipe) -> Accelerator:
@@ -154,12 +192,18 @@ def make_step(recipe: Recipe) -> Step:
     name, keywords = split_spec(recipe.model)
     model, objective = build(name, **keywords), make("objective", recipe.objective)
     freeze_all(model, recipe.freeze)
+    if recipe.adapters:
+        from zoo.lora import adapt  # peft takes seconds to import
+
+        adapt(model, recipe.adapters, recipe.freeze)
     if isinstance(objective, Binding):
         objective.bind(model)
     if recipe.run.accumulate > 1 and model.schedule.multi_phase:
         raise ZooError(f"run.accumulate: {recipe.run.accumulate} batches cannot be accumulated under a schedule of several phases; write 1")
     if recipe.run.gradient_checkpointing:
         model.checkpoint_gradients()
+    if recipe.run.gradcache:
+        check_rows_stay_apart(model)
     return Step(model, objective)
 
 
@@ -194,12 +238,35 @@ def stream(recipe: Recipe, data: PairData, step: Step, order: BatchOrder, positi
             batch_sampler=batches,
             collate_fn=collate,
             num_workers=recipe.run.workers,
+            worker_init_fn=in_worker,
             generator=torch.Generator(),  # else every start of a loader draws from the numbers that dropout uses, and a resumed run differs
         )
-        for batch in loader:
+        for batch in _loaded(loader):
             position.batch += 1
             yield send_to_device(batch, device)
         position.epoch, position.batch = position.epoch + 1, 0
+
+
+def _loaded(loader: DataLoader[Pair]) -> Iterator[Batch]:
+    """The batches of a loader; what goes wrong in one of its workers is told as if there were none.
+
+    Raises:
+        Failure: If a worker was killed.
+        ZooError: What the worker's own row raised.
+    """
+    try:
+        yield from loader
+    except ZooError as e:
+        if not str(e).startswith("Caught "):
+            raise
+        raise type(e)(str(e).rpartition(f"{type(e).__name__}: ")[2].strip()) from e  # torch puts the worker's traceback before it
+    except RuntimeError as e:
+        if "DataLoader worker" not in str(e):
+            raise
+        raise Failure(
+            f"a process that loads data ended by itself ({e}): most often the machine has run out of memory; lower run.workers or "
+            "run.batch_size, and run the same command again to go on from the last checkpoint"
+        ) from e
 
 
 def _check_seen(step: Step, data: PairData) -> None:
@@ -228,7 +295,7 @@ def identity_of(recipe: Recipe) -> dict[str, Any]:
 
 def _prepare_folder(recipe: Recipe, fresh: bool) -> None:
     if fresh:
-        for name in ("checkpoints", "tensorboard"):
+        for name in ("checkpoints", "tensorboard", "adapters"):
             shutil.rmtree(recipe.out / name, ignore_errors=True)
         for name in ("log.jsonl", "model.json", "model.safetensors", "metrics.json", "examples.json", "report.html"):
             (recipe.out / name).unlink(missing_ok=True)

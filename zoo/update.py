@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
+from zoo import gradcache
 from zoo.checkpoint import Position, checkpoints
+from zoo.distributed import mean_gradients
 from zoo.errors import Failure
 from zoo.joints import Phase, Schedule
 from zoo.recipe import Recipe
@@ -49,26 +53,29 @@ class Updater:
     def __init__(self, accelerator: Accelerator, wrapped: nn.Module, step: Step, optimizer: Any, recipe: Recipe) -> None:
         self.accelerator, self.wrapped, self.step, self.optimizer, self.recipe = accelerator, wrapped, step, optimizer, recipe
         self.schedule: Schedule = step.model.schedule
+        own = recipe.run.shard or recipe.run.gradcache or recipe.run.accumulate > 1  # else DistributedDataParallel averages as it goes
+        self.averages = bool(own) and accelerator.num_processes > 1
 
     def __call__(self, batches: Iterator[Batch], position: Position) -> dict[str, float]:
         """One optimizer step from ``accumulate`` batches, or one for each phase of a schedule that has several.
 
         Returns:
-            The parts of the loss, averaged over batches and processes, and the gradient's norm before clipping.
+            The parts of the loss, averaged over batches and processes, the gradient's norm before clipping, and with ``run.log_gradients``
+            the squared norm of each module's part of it.
 
         Raises:
             Failure: If loss or gradient are not finite; the weights stand as the last whole step, or phase, left them.
         """
         accumulate = self.recipe.run.accumulate
         sums: dict[str, Tensor] = {}
-        norm = 0.0
+        norms: dict[str, float] = {}
         for micro in range(accumulate):
             gradients: dict[str, dict[str, Tensor]] = {}
             phases = list(self.schedule.phases(next(batches)))
             for phase in phases:
-                loss = self.wrapped(phase.batch)
-                self._check_loss(loss, position)
-                self.accelerator.backward(loss.total / accumulate)
+                loss = self._backward(phase.batch, position)
+                if self.averages and micro + 1 == accumulate:
+                    mean_gradients(self.step.parameters(), self.accelerator.device)
                 prefix = f"{phase.name}/" if len(phases) > 1 else ""
                 for name, value in {"loss": loss.total.detach(), **loss.parts}.items():
                     sums[prefix + name] = sums.get(prefix + name, 0) + value / accumulate
@@ -78,17 +85,33 @@ class Updater:
                         continue
                     self._put_gradients(self.schedule.merge(gradients))
                 if micro + 1 == accumulate:
-                    norm = self._apply(phase, loss, position)
-        return {"grad_norm": norm} | {k: float(self.accelerator.reduce(v, "mean")) for k, v in sums.items()}
+                    norms = self._apply(phase, loss, position)
+        return norms | {k: float(self.accelerator.reduce(v, "mean")) for k, v in sums.items()}
 
-    def _apply(self, phase: Phase, loss: Loss, position: Position) -> float:
+    def _backward(self, batch: Batch, position: Position) -> Loss:
+        """Add the gradient of a batch's loss to the parameters'."""
+
+        def apply(loss: Loss) -> None:
+            self._check_loss(loss, position)
+            self.accelerator.backward(loss.total / self.recipe.run.accumulate)
+
+        if rows := self.recipe.run.gradcache:
+            with self.accelerator.autocast():
+                return gradcache.backward(self.step.model, self.step.objective, batch, rows, apply)
+        with self.accelerator.no_sync(self.wrapped) if self.averages else nullcontext():
+            loss: Loss = self.wrapped(batch)
+            apply(loss)
+        return loss
+
+    def _apply(self, phase: Phase, loss: Loss, position: Position) -> dict[str, float]:
         """Clip and step; tell schedule and objective, unless fp16 scaling skipped the step."""
         model, objective = self.step.model, self.step.objective
         self.accelerator.unscale_gradients()
-        norm = nn.utils.get_total_norm([p.grad for p in self.step.parameters() if p.grad is not None])
+        norm = _norm([p.grad for p in self.step.parameters() if p.grad is not None])
         if not bool(norm.isfinite()) and self.recipe.run.precision != "fp16":  # fp16 scaling skips such a step by itself
             bad = [n for n, p in self.step.named_parameters() if p.grad is not None and not bool(p.grad.isfinite().all())]
             raise Failure(self._stopped("the gradient", float(norm), position, f"first in {', '.join(bad[:3])}"))
+        norms = {"grad_norm": float(norm)} | (squared_gradients(self.step) if self.recipe.run.log_gradients else {})
         if longest := self.recipe.optimizer.max_grad_norm:
             nn.utils.clip_grads_with_norm_(self.step.parameters(), longest, norm)
         self.schedule.before_step(model, phase)
@@ -101,7 +124,7 @@ class Updater:
             if isinstance(objective, Stepping):
                 objective.after_step(model, loss.state)
         self.optimizer.zero_grad(set_to_none=True)
-        return float(norm)
+        return norms
 
     def _take_gradients(self) -> dict[str, Tensor]:
         taken = {name: p.grad for name, p in self.step.named_parameters() if p.grad is not None}
@@ -124,3 +147,21 @@ class Updater:
             f"{what} is {value} in step {position.step + 1} (epoch {position.epoch}, batch {position.batch - 1}; {detail}); {kept}; "
             "try a lower optimizer.lr, a longer warmup, or precision: bf16 in place of fp16"
         )
+
+
+def _norm(gradients: Sequence[Tensor]) -> Tensor:
+    """() length of all gradients together, of which some may be spread over the processes and others not."""
+    spread, own = ([g for g in gradients if isinstance(g, DTensor) is kind] for kind in (True, False))
+    norms = [nn.utils.get_total_norm(some) for some in (spread, own) if some]
+    return torch.stack([n.full_tensor() if isinstance(n, DTensor) else n for n in norms]).norm()
+
+
+def squared_gradients(step: Step) -> dict[str, float]:
+    """The squared gradient norm that reaches each module of the model, and the objective; ``{"squared_gradient/vision": 0.02}``.
+
+    A module without parameters, or with frozen ones only, has no entry.
+    """
+    modules = {**dict(step.model.named_children()), "objective": step.objective}
+    trained = {name: [p.grad for p in module.parameters() if p.requires_grad] for name, module in modules.items()}
+    found = {name: [g for g in gradients if g is not None] for name, gradients in trained.items() if gradients}
+    return {f"squared_gradient/{name}": float(_norm(gradients)) ** 2 if gradients else 0.0 for name, gradients in found.items()}

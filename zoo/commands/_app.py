@@ -16,7 +16,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
-    epilog="Exit codes: 0 ok, 1 failure, 2 usage or recipe error, 3 quality floor missed or loss slower, 130 interrupted.",
+    epilog="Exit codes: 0 ok, 1 failure, 2 usage or recipe error, 3 quality floor missed or loss slower, 75 terminated, 130 interrupted.",
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="A YAML file, or the name of a shipped recipe (zoo list recipes).")]

@@ -1,0 +1,58 @@
+"""SIGTERM and Ctrl-C as requests: a run finishes its step, saves, and says how to go on."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import threading
+from types import FrameType
+
+from zoo.errors import Terminated
+
+logger = logging.getLogger("zoo.train")
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Interruption:
+    """A context manager in which SIGTERM and the first Ctrl-C are noted; a second Ctrl-C acts at once.
+
+    Signals reach the main thread alone: in any other, nothing is changed.
+    """
+
+    def __init__(self) -> None:
+        self.signal = 0  # the number of the one that came, 0: none
+
+    def __enter__(self) -> Interruption:
+        self._listens = threading.current_thread() is threading.main_thread()
+        if self._listens:
+            self._before = {number: signal.signal(number, self._note) for number in _SIGNALS}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._listens:
+            for number, handler in self._before.items():
+                signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT and self.signal:
+            raise KeyboardInterrupt
+        self.signal = number
+        logger.warning("stopping after this step, to save it; Ctrl-C once more stops at once")
+
+
+def stop(number: int, message: str) -> None:
+    """Leave a run that has been saved, in the way of the signal that ended it.
+
+    Raises:
+        KeyboardInterrupt: For SIGINT.
+        Terminated: For SIGTERM.
+    """
+    if number == signal.SIGINT:
+        raise KeyboardInterrupt(message)
+    raise Terminated(message)
+
+
+def in_worker(_: int) -> None:
+    """Make a data loader's worker leave signals to the process that owns it, which ends it when it ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -1,0 +1,74 @@
+"""When a run saves where it stands: every so many steps or minutes, at its end, and when it is asked to stop."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from torch import nn
+
+from zoo.checkpoint import Position, random_state, save_checkpoint
+from zoo.distributed import whole
+from zoo.interrupt import Interruption, stop
+from zoo.recipe import Run
+
+
+class Saver:
+    """Called after every step, by all processes.
+
+    Args:
+        folder: Of the checkpoints.
+        step: Model and objective.
+        optimizer: Its state goes along.
+        identity: What a resuming run must agree with.
+        run: How often, and how many checkpoints stay.
+        accelerator: Knows the processes.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        step: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        identity: Mapping[str, Any],
+        run: Run,
+        accelerator: Accelerator,
+    ) -> None:
+        self.folder, self.step, self.optimizer = folder, step, optimizer
+        self.identity, self.run, self.accelerator = identity, run, accelerator
+        self.saved = time.monotonic()
+
+    def __call__(self, position: Position, interruption: Interruption, *, last: bool) -> None:
+        """Save if it is time to.
+
+        Raises:
+            KeyboardInterrupt: After saving, if Ctrl-C was pressed in any of the processes.
+            Terminated: After saving, if SIGTERM came.
+        """
+        late = bool(self.run.save_minutes) and time.monotonic() - self.saved >= 60 * self.run.save_minutes
+        number, late = self._agreed(interruption.signal, late)
+        due = bool(self.run.save_every) and position.step % self.run.save_every == 0
+        if number or late or due or last:
+            self._save(position)
+        if number and not last:
+            stop(number, f"stopped and saved after step {position.step}; run the same command again to go on from there")
+
+    def _agreed(self, number: int, late: bool) -> tuple[int, bool]:
+        """What holds in any process holds in all: they save and stop at the same step."""
+        if self.accelerator.num_processes == 1:
+            return number, late
+        found = torch.tensor([number, late], device=self.accelerator.device)
+        torch.distributed.all_reduce(found, torch.distributed.ReduceOp.MAX)
+        number, late = found.tolist()
+        return number, bool(late)
+
+    def _save(self, position: Position) -> None:
+        state, optimizer, random = whole(self.step.state_dict()), whole(self.optimizer.state_dict()), gather_object([random_state()])
+        if self.accelerator.is_main_process:
+            save_checkpoint(self.folder, state, optimizer, position, self.identity, random, keep=self.run.keep)
+        self.saved = time.monotonic()
