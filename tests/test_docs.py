@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -81,6 +82,33 @@ def test_the_page_of_the_kernels_runs(own_registry, capsys):
     assert all(made[name].isfinite() and made[name].requires_grad for name in named)
     assert made["log_scale"].grad != 0
     assert made["one_after_the_other"].shape == (2, 10, 32)
+
+
+def test_the_objective_of_the_kernels_page_is_a_file_of_its_own(own_registry):
+    (block,) = [block for block in KERNELS if "@zoo.register" in block]
+    made = {"__name__": "queries_first"}
+    exec(block, made)
+    embeddings = torch.eye(4)
+
+    def model(batch):
+        return SimpleNamespace(embeddings={"note": embeddings})
+
+    model.outputs = ("note",)
+    assert zoo.make("objective", "queries_first")(model, None).total > 0
+
+
+def test_the_figures_of_the_kernels_page_are_the_stored_ones():
+    """Rounded, not cut: MiB to whole ones, seconds to three digits."""
+    page = (ROOT / "docs/kernels.md").read_text(encoding="utf-8")
+    shown = [re.findall(r"([\d.]+) s, (\d+) MiB", row) for row in re.findall(r"^\| (?:8192|16384) \|.*$", page, re.MULTILINE)]
+    records = json.loads((ROOT / "benchmarks/results/amd-epyc-2-cores.json").read_text(encoding="utf-8"))["records"]
+    stored = {(r["name"].split(" fp32")[0], r["contender"]): r for r in records if "timing" in r}
+    both = [("open_clip", "both"), ("open_clip compiled", "both"), ("torch linear_cross_entropy", "both")]
+    columns = {8192: [("ours", "both"), *both, ("ours", "self")], 16384: [("ours", "both"), both[0], both[2]]}
+    for found, (rows, names) in zip(shown, columns.items(), strict=True):
+        expected = [stored[f"{sides} {rows}x512", contender] for contender, sides in names]
+        assert [mib for _, mib in found] == [f"{r['memory'] / 2**20:.0f}" for r in expected]
+        assert [float(seconds) for seconds, _ in found] == [float(f"{r['timing']['seconds']:.3g}") for r in expected]
 
 
 @pytest.mark.slow
