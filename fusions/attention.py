@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from zoo.fusions._absent import blanked
+from zoo.fusions._absent import blank, blanked
 from zoo.registry import register
 
 
@@ -32,8 +32,17 @@ class Attention(nn.Module):
     def forward(self, x: Mapping[str, Tensor], present: Mapping[str, Tensor]) -> Tensor:
         """{name: (B, D)} and {name: (B,) bool} to (B, D)."""
         vectors = torch.stack(blanked(x, present, self.names), dim=1)  # (B, M, D)
+        return (self._weights(vectors, present)[..., None] * vectors).sum(1)
+
+    def shares(self, x: Mapping[str, Tensor], present: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """{name: (B, D)}: the weight of each vector, the same for every feature."""
+        vectors = torch.stack(blanked(x, present, self.names), dim=1)  # (B, M, D)
+        weights = self._weights(vectors, present)[..., None].expand_as(vectors)
+        return {name: blank(weights[:, i], present[name]) for i, name in enumerate(self.names)}
+
+    def _weights(self, vectors: Tensor, present: Mapping[str, Tensor]) -> Tensor:
+        """(B, M), summing to one."""
         there = torch.stack([present[name] for name in self.names], dim=1)  # (B, M)
         scores = vectors @ self.query / math.sqrt(len(self.query))  # (B, M)
         lowest = torch.finfo(scores.dtype).min  # not -inf, which makes NaN of a row where nothing is there
-        weights = scores.masked_fill(~there, lowest).softmax(1)
-        return (weights[..., None] * vectors).sum(1)
+        return scores.masked_fill(~there, lowest).softmax(1)

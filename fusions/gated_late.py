@@ -46,3 +46,16 @@ class GatedLate(nn.Module):
             mixed = torch.where(both, fused, mixed + other)  # of two that are not both there, one is zeros
             there = there | present[name]
         return mixed
+
+    def shares(self, x: Mapping[str, Tensor], present: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """{name: (B, D)}: z for the vectors mixed so far and 1 - z for the next, gate after gate."""
+        first, *others = blanked(x, present, self.names)
+        mixed, there = first, present[self.names[0]][:, None]
+        shares = {self.names[0]: there.expand_as(first).to(first.dtype)}
+        for name, other, gate in zip(self.names[1:], others, self.gates, strict=True):
+            here = present[name][:, None]
+            z = torch.where(there & here, torch.sigmoid(gate(torch.cat([mixed, other], dim=1))), there.to(other.dtype))  # (B, D)
+            mixed = z * mixed + torch.where(here, 1 - z, 0) * other
+            shares = {k: z * share for k, share in shares.items()} | {name: torch.where(here, 1 - z, 0)}
+            there = there | here
+        return shares

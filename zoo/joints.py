@@ -9,7 +9,7 @@ schedule  how one batch becomes updates
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 from zoo.config import split_spec
 from zoo.errors import ZooError
@@ -74,6 +74,14 @@ class Combine(Protocol):
 
     def __call__(self, x: Mapping[str, Tensor], present: Mapping[str, Tensor]) -> Tensor:
         """Vectors {name: (B, D)} and who is there {name: (B,) bool} to (B, D). Absent vectors weigh nothing."""
+
+
+@runtime_checkable
+class Sharing(Protocol):
+    """A combine plug-in that can say what its result is made of, for diagnosis."""
+
+    def shares(self, x: Mapping[str, Tensor], present: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """{name: (B, D)} in 0..1: the weight of each vector in each feature of the result; 0 where absent, else they sum to 1."""
 
 
 class Phase(NamedTuple):

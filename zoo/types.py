@@ -8,6 +8,7 @@ them, whereas it silently leaves a dataclass behind.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ class ModelOutput(NamedTuple):
     logits: Mapping[str, Tensor] = {}  # {name: (..., K)}
     labels: Mapping[str, Tensor] = {}  # {name: (...)}
     tokens: Mapping[str, Tokens] = {}
-    aux: Mapping[str, Tensor] = {}  # for logs and diagnosis: gates, weights
+    aux: Mapping[str, Tensor] = {}  # for diagnosis, positions (B,) in the sequence, -1 where absent: read, image_first, image_last
 
 
 class Loss(NamedTuple):
@@ -93,6 +94,21 @@ class Stepping(Protocol):
 
     def after_step(self, model: Any, state: Any) -> None:
         """Called after the optimizer's step with the ``Loss.state`` of the last batch."""
+
+
+@runtime_checkable
+class Attentive(Protocol):
+    """A backbone that can show its attention, for diagnosis."""
+
+    def attention(self) -> AbstractContextManager[list[Tensor]]:
+        """Inside, a forward pass appends the attention of each layer, first to last: (B, heads, S, S) after the softmax, in the graph."""
+
+
+@runtime_checkable
+class Divided(Protocol):
+    """A model of which some modules serve one modality alone, for diagnosis."""
+
+    modality_modules: Mapping[str, Sequence[str]]  # {"image": ("vision", "connector")}: children of the model; those not named are shared
 
 
 class Processor(Protocol):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
@@ -49,6 +50,25 @@ class Decoder(nn.Module):
         """
         out = self.model(inputs_embeds=inputs_embeds, attention_mask=attention_mask, position_ids=position_ids, use_cache=False)
         return out.last_hidden_state
+
+    @contextmanager
+    def attention(self) -> Iterator[list[Tensor]]:
+        """Inside, a forward pass appends the attention of each layer, first to last: (B, heads, S, S) after the softmax, in the graph."""
+        seen: list[Tensor] = []
+        implementation = self.model.config._attn_implementation  # there is a public way to set it, and none to ask
+        frozen = [p for p in self.model.parameters() if not p.requires_grad]
+        hooks = [layer.self_attn.register_forward_hook(lambda _module, _given, gave: seen.append(gave[1])) for layer in self.model.layers]
+        self.model.set_attn_implementation("eager")  # the others do not hand their weights out
+        try:
+            for parameter in frozen:  # else the attention of a frozen model has no gradient
+                parameter.requires_grad_(True)
+            yield seen
+        finally:
+            for hook in hooks:
+                hook.remove()
+            for parameter in frozen:
+                parameter.requires_grad_(False)
+            self.model.set_attn_implementation(implementation)
 
     def checkpoint_gradients(self) -> None:
         """Keep only the input of each layer for the backward pass and compute the rest again: less memory, a third more time."""

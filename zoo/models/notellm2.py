@@ -16,7 +16,7 @@ from zoo.joints import Arrange, compose
 from zoo.models._encode import encode
 from zoo.models._notes import NoteProcessor
 from zoo.registry import make, register
-from zoo.splice import Layout, splice
+from zoo.splice import Layout, Spliced, splice
 from zoo.types import Batch, ModalityInputs, ModelOutput, Row, Tokens
 
 JOINTS: dict[str, str | None] = {"arrange": "early", "combine": None, "schedule": "joint"}
@@ -44,6 +44,7 @@ class NoteLLM2(nn.Module):
         dim: Width of the embeddings; None: the raw state of the backbone.
     """
 
+    modality_modules: Mapping[str, Sequence[str]] = {"image": ("vision", "connector", "late"), "text": ("backbone",)}
     backbone: Any  # parts whose own attributes are used; nn.Module would type every one of them as a Tensor
     vision: Any
     processor: NoteProcessor
@@ -98,7 +99,22 @@ class NoteLLM2(nn.Module):
                 state = self.combine({"note": state, "image": late}, {"note": there, "image": image.there})  # (B, D)
                 there = there | ((at >= 0) & image.there)
             embeddings[name], present[name] = self.project(state), there  # (B, dim)
-        return ModelOutput(embeddings, present, tokens=media)
+        return ModelOutput(embeddings, present, tokens=media, aux=self._places(spliced))
+
+    def _places(self, spliced: Spliced) -> dict[str, Tensor]:
+        """Where the main embedding is read, and the first and the last position of the image, (B,) each, -1 without one.
+
+        As the released code counts them for its saliency: the tags around an image are part of it, and so is mICL's visual note, up
+        to the third position after its word; how much of the prompt that is depends on the tokenizer.
+        """
+        main, *visual = self.outputs
+        media, roles = spliced.kind > 0, self.processor.tokenizer.roles  # (B, S)
+        there = media.any(1)
+        first = media.int().argmax(1) - int(roles.get("image_start") is not None)
+        last = media.shape[1] - 1 - media.flip(1).int().argmax(1) + int(roles.get("image_end") is not None)
+        for name in visual:
+            last = torch.maximum(last, spliced.anchors[name] + 3)
+        return {"read": spliced.anchors[main], "image_first": first.where(there, -1), "image_last": last.where(there, -1)}
 
     def look(self, batch: Batch) -> Seen:
         """Encode the images that are there; a row with several gets the tokens of all of them and their mean vector."""
