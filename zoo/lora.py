@@ -26,16 +26,16 @@ _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 class Attention(MultiheadAttention):
     """peft's adapter of nn.MultiheadAttention with a forward pass of its own.
 
-    The one of peft 0.21 writes W + BA into the module and subtracts it afterwards, so that the frozen weights drift by rounding, and it adds
-    the update of the output projection twice (https://github.com/huggingface/peft/pull/3774).
+    The one of peft 0.21 writes W + BA into the module and subtracts it afterwards, so that the frozen weights drift by rounding, and
+    it adds the update of the output projection twice (https://github.com/huggingface/peft/pull/3774).
     """
 
     def forward(self, query: Tensor, *args: Any, **kwargs: Any) -> Any:
         """As nn.MultiheadAttention's, with W + BA * alpha / rank in the place of the two weights."""
-        base = self.get_base_layer()
+        base: Any = self.get_base_layer()
         weights = {
-            "in_proj_weight": base.in_proj_weight + self.get_delta_weight(_NAME).to(base.in_proj_weight.dtype),
-            "out_proj.base_layer.weight": base.out_proj.weight + base.out_proj.get_delta_weight(_NAME).to(base.out_proj.weight.dtype),
+            "in_proj_weight": (base.in_proj_weight + self.get_delta_weight(_NAME)).to(base.in_proj_weight.dtype),
+            "out_proj.base_layer.weight": (base.out_proj.weight + base.out_proj.get_delta_weight(_NAME)).to(base.out_proj.weight.dtype),
         }
         return functional_call(base, weights, (query, *args), kwargs)
 
@@ -65,8 +65,9 @@ def adapt(model: nn.Module, adapters: Sequence[Adapter], frozen: Iterable[str] =
             raise ZooError(f"{key}.on: {unknown('module', adapter.on, near)}")
         module = model.get_submodule(adapter.on)
         inside = [name.removeprefix(f"{adapter.on}.") for name in frozen if name.startswith(f"{adapter.on}.")]
-        _inject(module, adapter, _targets(module, adapter, inside, key))
+        targets = _targets(module, adapter, inside, key)
         thaw(model, adapter.on)
+        _inject(module, adapter, targets)
         for name in inside:
             freeze(module.get_submodule(name))
 

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from zoo.adapters import count
 from zoo.errors import ZooError, unknown
 from zoo.evaluate.baselines import bm25, popularity
 from zoo.evaluate.retrieval import Input, Metric, Scorer, embedding_scorer, measure, tasks
@@ -248,7 +249,8 @@ def train_and_measure(recipe: Recipe, data: PairData, *, fresh: bool = False) ->
     """
     model = train(recipe, loaded=data, fresh=fresh)
     metrics, vectors = measure_model(model, data, recipe)
-    return Arm(metrics, sum(p.numel() for p in model.parameters() if p.requires_grad), _seconds(recipe.out), vectors)
+    parameters = sum(p.numel() for p in model.parameters() if p.requires_grad) + (count(recipe.out) if recipe.adapters else 0)
+    return Arm(metrics, parameters, _seconds(recipe.out), vectors)
 
 
 def measure_classic(name: str, data: PairData, recipe: Recipe) -> Arm:
