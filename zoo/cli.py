@@ -17,7 +17,7 @@ import typer
 from zoo.commands._app import app
 from zoo.errors import ZooError
 
-COMMANDS = ("parts", "items", "runs", "bench")  # files that add their commands to the application, in the order of the help
+COMMANDS = ("parts", "items", "runs", "compare", "bench")  # files that add their commands to the application, in the order of the help
 INTERRUPTED = 130  # what typer exits with on Ctrl-C, and what shells expect
 
 for file in COMMANDS:
@@ -36,7 +36,7 @@ def main() -> None:
         _stop(str(e), 1)
     except SystemExit as e:
         if e.code == INTERRUPTED:
-            trains = sys.argv[1:2] in (["train"], ["run"])
+            trains = sys.argv[1:2] in (["train"], ["run"], ["compare"])
             advice = "; run the same command again to go on from the last checkpoint" if trains else ""
             _stop(f"interrupted{advice}", INTERRUPTED)
         raise

@@ -1,0 +1,278 @@
+"""One table of a study: every cell with its mean and spread over seeds, and how sure its distance from a reference is."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from zoo.errors import ZooError, unknown
+from zoo.evaluate.retrieval import Metric
+from zoo.evaluate.verdict import compare as paired
+from zoo.files import write_json, write_text
+from zoo.recipe import values
+from zoo.study import Result, load_all, perform_all, result, states
+from zoo.trials import Given, Trial, shown, trials
+
+Key = tuple[str, str, str, int]  # protocol, subset, input, k
+SUBSETS = {"all": "all", "short_query": "short query", "short_target": "short target"}
+
+
+class Cell(NamedTuple):
+    """A row of the table."""
+
+    name: str
+    classic: str  # as of `Trial`
+    results: Mapping[int, Result]  # by seed
+
+    def done(self) -> dict[int, Result]:
+        return {seed: found for seed, found in self.results.items() if found.state == "done"}
+
+    def metrics(self, key: Key) -> dict[int, Metric]:
+        """By seed; a seed whose trial has no such metric is left out."""
+        found = {seed: [m for m in r.metrics if (m.protocol, m.subset, m.input, m.k) == key] for seed, r in self.done().items()}
+        return {seed: metrics[0] for seed, metrics in found.items() if metrics}
+
+
+class Study(NamedTuple):
+    """What a comparison came to."""
+
+    folder: Path
+    table: str  # Markdown, as in compare.md
+    failed: list[str]  # trials that failed, in words
+    numbers: Mapping[str, Any]  # as in compare.json
+
+
+def compare(
+    recipes: Sequence[Given],
+    *overrides: str,
+    seeds: int = 3,
+    grid: Mapping[str, Sequence[Any]] | None = None,
+    arms: Sequence[str] = (),
+    against: str | None = None,
+    data_root: str | Path | None = None,
+    out: str | Path = "runs/compare",
+    jobs: int = 1,
+    budget_seconds: float | None = None,
+    fresh: bool = False,
+) -> Study:
+    """Train and measure every recipe, arm and grid point under several seeds, and set them side by side.
+
+    What is finished under ``out`` is not done again, and what was interrupted goes on from its last checkpoint. A trial that diverges
+    is written down as failed, and the others go on. The table stands in ``out/compare.md``, all its numbers in ``out/compare.json``.
+
+    The difference of a cell from the reference is a paired bootstrap over queries: the recall of each query is averaged over the
+    seeds that both cells have finished, and queries are drawn with replacement, each with all its seeds. So the 95 % interval says
+    how far the difference would move with other queries, the trained models being these; how far it moves with the seed is what the
+    standard deviations say. A classic baseline knows no seed: it is compared with the mean of all of the other's.
+
+    A setting that is picked from this table is picked on the split that it shows. Pick on ``evaluate.split=val``, and show the test
+    split for what was picked.
+
+    Args:
+        recipes: Files, names of shipped recipes, mappings or `Recipe`.
+        *overrides: ``"run.steps=100"``, of every recipe.
+        seeds: How many: 0, 1, 2, ...
+        grid: {key of a recipe: its values}; each combination is a cell: ``{"objective.alpha": [1, 3, 9, 19]}``.
+        arms: Of the recipes' ``baselines``, to be cells as well; ``("all",)``: all of them.
+        against: The cell that the others are compared with; None: the first.
+        data_root: The folder that holds the folders of data sets.
+        out: The folder of the study.
+        jobs: Trials at a time, as `zoo.study.perform_all` says.
+        budget_seconds: Of one training; the table marks cells that took longer.
+        fresh: Do everything again.
+
+    Raises:
+        ZooError: On a fault of any recipe, of the data, or of a folder that holds something else, before anything is trained.
+    """
+    root, out = Path(data_root) if data_root is not None else None, Path(out)
+    found = trials(recipes, *overrides, out=out, seeds=seeds, grid=grid, arms=arms)
+    reference = _reference(found, against)
+    perform_all(found, load_all(found, root), data_root=root, jobs=jobs, fresh=fresh)
+    results = [(trial, result(trial)) for trial in found]
+    cells = {t.cell: Cell(t.cell, t.classic, {own.recipe.seed: came for own, came in results if own.cell == t.cell}) for t in found}
+    settings = found[0].recipe.evaluate
+    numbers = {
+        "command": _command(recipes, overrides, seeds, grid or {}, arms, reference, out),
+        "split": settings.split,
+        "main": values(settings.main),
+        "reference": reference,
+        "seeds": list(range(seeds)),
+        "budget_seconds": budget_seconds,
+        "grid": bool(grid),
+        "cells": [_cell(cell, cells[reference]) for cell in cells.values()],
+    }
+    table = markdown(numbers)
+    write_json(out / "compare.json", numbers)
+    write_text(out / "compare.md", table)
+    return Study(out, table, [f"{trial.title} failed: {came.message}" for trial, came in results if came.state == "failed"], numbers)
+
+
+def plan(
+    recipes: Sequence[Given],
+    *overrides: str,
+    out: str | Path = "runs/compare",
+    seeds: int = 3,
+    grid: Mapping[str, Sequence[Any]] | None = None,
+    arms: Sequence[str] = (),
+    against: str | None = None,
+) -> str:
+    """What `compare` would do, line by line; recipes are checked, and neither data nor models are touched.
+
+    Raises:
+        ZooError: As `compare`, on a fault of any recipe or folder.
+    """
+    found = trials(recipes, *overrides, out=Path(out), seeds=seeds, grid=grid, arms=arms)
+    reference = _reference(found, against)
+    standing = states(found, None)
+    lines = [f"{state:6} {trial.title}" for trial, state in zip(found, standing, strict=True)]
+    left = sum(state != "done" for state in standing)
+    cells = len({trial.cell for trial in found})
+    return "\n".join([*lines, f"{cells} cells, {len(found)} trials, {left} of them to do; differences are from {reference!r}"])
+
+
+def _reference(found: Sequence[Trial], against: str | None) -> str:
+    cells = list(dict.fromkeys(trial.cell for trial in found))
+    if against is None:
+        return cells[0]
+    if against not in cells:
+        raise ZooError(f"against: {unknown('cell of this study', against, cells)}")
+    return against
+
+
+def _command(
+    recipes: Sequence[Given],
+    overrides: Sequence[str],
+    seeds: int,
+    grid: Mapping[str, Sequence[Any]],
+    arms: Sequence[str],
+    reference: str,
+    out: Path,
+) -> str:
+    """The line that does the same from a shell; a recipe that is no file stands there as MAPPING."""
+    words = ["zoo", "compare", *(str(r) if isinstance(r, str | Path) else "MAPPING" for r in recipes), *overrides, "--seeds", str(seeds)]
+    for key, points in grid.items():
+        words += ["--grid", f"{key}={','.join(map(shown, points))}"]
+    words += ["--arms", ",".join(arms)] if arms else []
+    return shlex.join([*words, "--against", reference, "--out", out.as_posix()])
+
+
+def _cell(cell: Cell, reference: Cell) -> dict[str, Any]:
+    """All numbers of one row."""
+    done = cell.done()
+    keys = dict.fromkeys((m.protocol, m.subset, m.input, m.k) for r in done.values() for m in r.metrics)
+    first = next(iter(cell.results.values()))
+    return {
+        "cell": cell.name,
+        "recipe_sha256": first.recipe_sha256,
+        "data": first.data,
+        "parameters": next((r.parameters for r in done.values()), None),
+        "seconds": {seed: round(r.seconds, 1) for seed, r in done.items()},
+        "failed": {seed: r.message for seed, r in cell.results.items() if r.state == "failed"},
+        "machines": _distinct([r.machine for r in done.values()]),
+        "metrics": [_metric(key, cell, reference) for key in keys],
+    }
+
+
+def _distinct(machines: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    return [m for i, m in enumerate(machines) if m not in machines[:i]]
+
+
+def _metric(key: Key, cell: Cell, reference: Cell) -> dict[str, Any]:
+    """Mean and spread of one metric over the seeds, and its difference from the reference."""
+    mine = cell.metrics(key)
+    recalls = [m.recall for m in mine.values()]
+    return {
+        **dict(zip(("protocol", "subset", "input", "k"), key, strict=True)),
+        "n": len(recalls),
+        "mean": float(np.mean(recalls)),
+        "std": float(np.std(recalls, ddof=1)) if len(recalls) > 1 else None,
+        "recall": {seed: m.recall for seed, m in mine.items()},
+        "queries": len(next(iter(mine.values())).queries),
+        "difference": None if cell.name == reference.name else _difference(key, cell, reference),
+    }
+
+
+def _difference(key: Key, cell: Cell, reference: Cell) -> dict[str, Any] | None:
+    """The paired comparison over queries; None where the two share no seed, or are not asked the same queries."""
+    mine, other = cell.metrics(key), reference.metrics(key)
+    if not (cell.classic or reference.classic):
+        common = mine.keys() & other.keys()
+        mine, other = ({seed: m for seed, m in found.items() if seed in common} for found in (mine, other))
+    if not mine or not other:
+        return None
+    asked = [m.queries for m in (*mine.values(), *other.values())]
+    if not all(np.array_equal(asked[0], queries) for queries in asked):
+        return None
+    hits = {name: np.mean([m.hits for m in found.values()], axis=0) for name, found in ((cell.name, mine), (reference.name, other))}
+    found = paired(cell.name, [reference.name], hits)[0]
+    return {"mean": found.mean, "low": found.low, "high": found.high, "outcome": found.outcome, "seeds": sorted({*mine, *other})}
+
+
+def markdown(numbers: Mapping[str, Any]) -> str:
+    """The tables of a study: the headline first, then every protocol and k by what was shown and by subset."""
+    main = numbers["main"]
+    headline = (main["protocol"], "all", "both", main["k"])
+    title = f"Recall@{main['k']}, {main['protocol']}, split {numbers['split']}; mean ± standard deviation over n seeds"
+    lines = [f"# {title}", "", f"Difference: from {numbers['reference']}, paired over queries, with its 95 % interval.", ""]
+    heads = ["cell", "n", f"recall@{main['k']}", "difference", "outcome", "parameters", "seconds", "remarks"]
+    lines += _table(heads, [_headline(cell, headline, numbers["budget_seconds"]) for cell in numbers["cells"]])
+    if numbers["grid"] and numbers["split"] == "test":
+        lines += ["", "A setting that is picked from here is picked on the test split: pick with evaluate.split=val."]
+    metrics = [m for cell in numbers["cells"] for m in cell["metrics"]]
+    for protocol, k in dict.fromkeys((m["protocol"], m["k"]) for m in metrics):
+        subsets = [s for s in SUBSETS if any((m["protocol"], m["k"], m["subset"]) == (protocol, k, s) for m in metrics)]
+        rows = [
+            [cell["cell"], shown, *(_entry(_find(cell, (protocol, subset, shown, k))) for subset in subsets)]
+            for cell in numbers["cells"]
+            for shown in dict.fromkeys(m["input"] for m in cell["metrics"])
+        ]
+        lines += ["", f"## {protocol}, recall@{k}", "", *_table(["cell", "shown", *(SUBSETS[s] for s in subsets)], rows)]
+    return "\n".join([*lines, "", f"`{numbers['command']}`", ""])
+
+
+def _find(cell: Mapping[str, Any], key: Key) -> Mapping[str, Any] | None:
+    return next((m for m in cell["metrics"] if (m["protocol"], m["subset"], m["input"], m["k"]) == key), None)
+
+
+def _headline(cell: Mapping[str, Any], key: Key, budget: float | None) -> list[str]:
+    found, seconds = _find(cell, key), list(cell["seconds"].values())
+    difference = found["difference"] if found else None
+    remarks = [f"seed {seed} failed" for seed in cell["failed"]]
+    if budget is not None and max(seconds, default=0.0) > budget:
+        remarks.append(f"over the budget of {budget:g} s: {max(seconds):.0f} s")
+    return [
+        cell["cell"],
+        str(found["n"] if found else 0),
+        _spread(found),
+        _signed(difference),
+        difference["outcome"] if difference else "",
+        f"{cell['parameters']:,}" if cell["parameters"] else "",
+        f"{np.mean(seconds):.0f}" if cell["parameters"] else "",
+        "; ".join(remarks),
+    ]
+
+
+def _entry(found: Mapping[str, Any] | None) -> str:
+    return " ".join(filter(None, (_spread(found), f"({_signed(found['difference'])})" if found and found["difference"] else "")))
+
+
+def _spread(found: Mapping[str, Any] | None) -> str:
+    if found is None:
+        return "–"
+    return f"{found['mean']:.3f}" + (f" ± {found['std']:.3f}" if found["std"] is not None else "")
+
+
+def _signed(difference: Mapping[str, Any] | None) -> str:
+    return f"{difference['mean']:+z.3f} [{difference['low']:+z.3f}, {difference['high']:+z.3f}]" if difference else ""
+
+
+def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """A Markdown table whose columns are as wide as their widest cell, so that it can be read as it stands."""
+    texts = [list(heads), *([text.replace("|", "\\|") for text in row] for row in rows)]
+    widths = [max(len(row[i]) for row in texts) for i in range(len(heads))]
+    lines = ["| " + " | ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)) + " |" for row in texts]
+    return [lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:]]

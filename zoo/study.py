@@ -1,0 +1,286 @@
+"""A study: recipes trained and measured again and again, under other seeds, arms and settings, each time in a run folder of its own."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from multiprocessing import connection, get_context
+from multiprocessing.context import SpawnProcess
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from safetensors.numpy import load_file, save
+
+from zoo.checkpoint import check_same_run
+from zoo.errors import Terminated, ZooError
+from zoo.evaluate.retrieval import Metric
+from zoo.files import write_bytes, write_json
+from zoo.recipe import values
+from zoo.run import check_questions, load_data, machine, measure_classic, train_and_measure
+from zoo.train import identity_of
+from zoo.trials import Trial
+from zoo.types import PairData
+
+logger = logging.getLogger("zoo.study")
+State = Literal["new", "begun", "failed", "done"]
+
+
+class Result(NamedTuple):
+    """What a trial came to, as it lies in its folder."""
+
+    state: State
+    message: str  # why it failed
+    metrics: list[Metric]
+    seconds: float  # of training
+    parameters: int  # trained ones
+    recipe_sha256: str
+    data: str  # fingerprint
+    machine: Mapping[str, Any]  # that it was measured on, with versions and commit
+
+
+def load_all(found: Sequence[Trial], data_root: Path | None) -> dict[str, PairData]:
+    """The data sets of a study, each once, asked whether they can answer what will be measured.
+
+    Raises:
+        ZooError: With the faults of all of them.
+    """
+    loaded: dict[str, PairData] = {}
+    faults = []
+    for trial in found:
+        key = _key(trial)
+        if key in loaded:
+            continue
+        try:
+            loaded[key] = load_data(trial.recipe, data_root)
+            check_questions(trial.recipe, loaded[key])
+        except ZooError as e:
+            faults.append(f"{trial.cell}: {e}")
+    if faults:
+        raise ZooError("\n".join(dict.fromkeys(faults)))
+    return loaded
+
+
+def _key(trial: Trial) -> str:
+    return json.dumps(values(trial.recipe.data), sort_keys=True)
+
+
+def states(found: Sequence[Trial], loaded: Mapping[str, PairData] | None) -> list[State]:
+    """How far each trial has come. Without data, only the recipes are compared with what lies in the folders.
+
+    Raises:
+        ZooError: If a folder holds a trial of another recipe or of other data; with all of those.
+    """
+    out: list[State] = []
+    faults = []
+    for trial in found:
+        try:
+            out.append(_state(trial, None if loaded is None else loaded[_key(trial)].fingerprint))
+        except ZooError as e:
+            faults.append(str(e))
+    if faults:
+        raise ZooError("\n".join(faults))
+    return out
+
+
+def _state(trial: Trial, fingerprint: str | None) -> State:
+    if not (trial.recipe.out / "result.json").is_file():
+        return "new"
+    there = json.loads((trial.recipe.out / "result.json").read_text(encoding="utf-8"))
+    before = there["identity"] | ({"data": None} if fingerprint is None else {})
+    check_same_run(f"what lies in {trial.recipe.out}", before, _identity(trial, fingerprint))
+    measured = there["evaluate"] == json.loads(json.dumps(values(trial.recipe.evaluate)))
+    return there["state"] if measured or there["state"] != "done" else "begun"
+
+
+def _identity(trial: Trial, fingerprint: str | None) -> dict[str, Any]:
+    """What decides the weights of a trial."""
+    decides = {"classic": trial.classic, "data": values(trial.recipe.data)} if trial.classic else identity_of(trial.recipe)
+    return {"recipe": decides, "data": fingerprint}
+
+
+def perform(trial: Trial, data: PairData, *, fresh: bool = False) -> None:
+    """Train and measure one trial, from its last checkpoint on, and write down in its folder what came of it.
+
+    ``result.json`` says ``begun`` until all else is written; ``hits.safetensors`` holds the recall of every query. A trial that
+    diverges, or whose recipe proves to be at fault, is written down as failed, and nothing is raised.
+
+    Raises:
+        Terminated: If the training was asked to stop.
+    """
+    _write(trial, data.fingerprint, "begun")
+    try:
+        if trial.classic:
+            done = measure_classic(trial.classic, data, trial.recipe)
+        else:
+            done = train_and_measure(trial.recipe, data, fresh=fresh)
+    except Terminated:
+        raise
+    except ZooError as e:
+        logger.warning("%s failed: %s", trial.title, e)
+        _write(trial, data.fingerprint, "failed", str(e))
+        return
+    hits = {"/".join(_names(m)): m.hits for m in done.metrics} | {f"queries/{m.protocol}/{m.subset}": m.queries for m in done.metrics}
+    write_bytes(trial.recipe.out / "hits.safetensors", save(hits))
+    numbers: dict[str, Any] = {"records": [m.record() for m in done.metrics], "seconds": done.seconds, "parameters": done.parameters}
+    _write(trial, data.fingerprint, "done", **numbers, machine=machine() | {"commit": commit()})
+
+
+def _write(trial: Trial, fingerprint: str, state: State, message: str = "", **numbers: Any) -> None:
+    """``result.json``: what the trial is, how far it has come, and its numbers."""
+    identity = _identity(trial, fingerprint)
+    about = {
+        "state": state,
+        "message": message,
+        "cell": trial.cell,
+        "seed": trial.recipe.seed,
+        "identity": identity,
+        "recipe_sha256": hashlib.sha256(json.dumps(identity["recipe"], sort_keys=True).encode()).hexdigest(),
+        "evaluate": values(trial.recipe.evaluate),
+    }
+    write_json(trial.recipe.out / "result.json", about | numbers)
+
+
+def _names(metric: Metric) -> tuple[str, ...]:
+    return metric.protocol, metric.subset, metric.input, str(metric.k)
+
+
+def result(trial: Trial) -> Result:
+    """What `perform` wrote down."""
+    there = json.loads((trial.recipe.out / "result.json").read_text(encoding="utf-8"))
+    metrics = []
+    if there["state"] == "done":
+        arrays = load_file(trial.recipe.out / "hits.safetensors")
+        for record in there["records"]:
+            queries = arrays[f"queries/{record['protocol']}/{record['subset']}"]
+            hits = arrays["/".join(str(record[name]) for name in ("protocol", "subset", "input", "k"))]
+            metrics.append(Metric(**{**record, "queries": queries, "hits": np.asarray(hits)}))
+    return Result(
+        there["state"],
+        there["message"],
+        metrics,
+        there.get("seconds", 0.0),
+        there.get("parameters", 0),
+        there["recipe_sha256"],
+        there["identity"]["data"],
+        there.get("machine", {}),
+    )
+
+
+def perform_all(
+    found: Sequence[Trial], loaded: Mapping[str, PairData], *, data_root: Path | None = None, jobs: int = 1, fresh: bool = False
+) -> None:
+    """Perform what is not done yet, and say on the way how far it is and how long it will take.
+
+    Args:
+        found: The study.
+        loaded: Its data, by `load_all`.
+        data_root: For processes of their own, which load their data themselves.
+        jobs: Trials at a time. Above 1 each has a process of its own and one thread; a script that calls this then guards its own
+            top level by ``if __name__ == "__main__":``, as multiprocessing wants it.
+        fresh: Do everything again.
+
+    Raises:
+        ZooError: As `states`.
+        Terminated: If the training was asked to stop.
+    """
+    if jobs < 1:
+        raise ZooError(f"jobs: {jobs} is none: write 1 or more")
+    standing: list[State] = ["new"] * len(found) if fresh else states(found, loaded)
+    waiting = [trial for trial, state in zip(found, standing, strict=True) if state != "done"]
+    if len(waiting) < len(found):
+        logger.info("%d of %d trials are done already", len(found) - len(waiting), len(found))
+    clock = _Clock(len(found), len(found) - len(waiting), jobs)
+    if jobs == 1:
+        for trial in waiting:
+            clock.begins(trial)
+            perform(trial, loaded[_key(trial)], fresh=fresh)
+            clock.ends(trial)
+        return
+    _in_processes(waiting, loaded, clock, data_root, jobs, fresh)
+
+
+class _Clock:
+    """Says which trial of how many begins, and how long the rest will take, going by those that this call has finished."""
+
+    def __init__(self, total: int, done: int, jobs: int) -> None:
+        self.total, self.begun, self.jobs = total, done, jobs
+        self.started: dict[Path, float] = {}
+        self.took: list[float] = []
+
+    def begins(self, trial: Trial) -> None:
+        self.begun += 1
+        self.started[trial.recipe.out] = time.perf_counter()
+        left = (self.total - self.begun + 1) * float(np.mean(self.took)) / self.jobs / 60 if self.took else None
+        logger.info("%d of %d: %s%s", self.begun, self.total, trial.title, "" if left is None else f"; about {left:.1f} min left")
+
+    def ends(self, trial: Trial) -> None:
+        if not trial.classic:
+            self.took.append(time.perf_counter() - self.started[trial.recipe.out])
+
+
+def _in_processes(
+    waiting: list[Trial], loaded: Mapping[str, PairData], clock: _Clock, data_root: Path | None, jobs: int, fresh: bool
+) -> None:
+    """Perform trials in processes of their own; one that dies takes nobody along."""
+    context = get_context("spawn")  # a forked process would inherit torch's threads as they happen to stand
+    running: dict[Any, tuple[SpawnProcess, Trial]] = {}
+    try:
+        while waiting or running:
+            while waiting and len(running) < jobs:
+                trial = waiting.pop(0)
+                clock.begins(trial)
+                process = context.Process(target=_alone, args=(trial, data_root, fresh))
+                process.start()
+                running[process.sentinel] = process, trial
+            for sentinel in connection.wait(list(running)):
+                process, trial = running.pop(sentinel)
+                process.join()
+                clock.ends(trial)
+                if process.exitcode:
+                    _died(trial, loaded[_key(trial)].fingerprint, process.exitcode)
+    finally:
+        for process, _ in running.values():
+            process.terminate()
+        for process, _ in running.values():
+            process.join()
+
+
+def _alone(trial: Trial, data_root: Path | None, fresh: bool) -> None:
+    """All of a process that performs one trial."""
+    torch.set_num_threads(1)
+    one = trial._replace(recipe=replace(trial.recipe, run=replace(trial.recipe.run, threads=1)))
+    try:
+        perform(one, load_data(one.recipe, data_root), fresh=fresh)
+    except Terminated as e:
+        sys.exit(e.code)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def _died(trial: Trial, fingerprint: str, code: int) -> None:
+    message = f"its process ended with exit code {code}: run the same command again to go on from its last checkpoint"
+    logger.warning("%s failed: %s", trial.title, message)
+    _write(trial, fingerprint, "failed", message)
+
+
+def commit() -> str | None:
+    """The commit of the checkout that this code lies in, with ``-dirty`` where files differ from it; None outside of one."""
+    home = Path(__file__).resolve().parents[1]
+    if not (home / ".git").exists() or shutil.which("git") is None:
+        return None
+    asked = subprocess.run(
+        ["git", "-C", str(home), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return asked.stdout.strip() or None
