@@ -11,11 +11,12 @@ ROOT = Path(__file__).parents[1]
 FLOORS = (  # from the ground up; a module that no floor names fails
     ("errors", "types", "kernels.*", "recipes"),
     ("config", "distributed", "files", "freeze", "interrupt", "measure"),
-    ("source", "registry", "checkpoint", "adapters"),
+    ("source", "registry", "checkpoint", "adapters", "sections", "stages"),
     ("splice", "trunk", "joints", "collate", "gradcache", "lora"),
     ("encoders.*", "backbones.*", "connectors.*", "fusions.*", "objectives.*", "data.*"),
     ("models.*", "recipe"),
     ("hub", "evaluate.*", "schema", "sampler", "optimizer", "log", "saver", "update", "matrix", "contenders", "trials"),
+    ("init_from",),
     ("train", "report", "bench"),
     ("run",),
     ("embed", "study"),

@@ -8,7 +8,7 @@ from torch import nn
 
 from zoo.errors import ZooError
 from zoo.optimizer import freeze_all, learning_rate, make_optimizer
-from zoo.recipe import Group, Optimizer
+from zoo.sections import Group, Optimizer
 
 
 def house():

@@ -8,8 +8,9 @@ import yaml
 import zoo
 from zoo.config import FusionSpec, ModelSpec, Positive
 from zoo.errors import ZooError
-from zoo.recipe import Evaluate, Group, Headline, Optimizer, Recipe, Run, arm, build_from, dump, load_recipe, recipes
+from zoo.recipe import Recipe, arm, build_from, dump, load_recipe, recipes
 from zoo.registry import register
+from zoo.sections import Evaluate, Group, Headline, Optimizer, Run
 
 ROOT = Path(__file__).parents[1]
 pytestmark = pytest.mark.usefixtures("_parts")
@@ -201,7 +202,7 @@ class TestFaults:
             ":17: baselines.a/b: 'a/b' names a folder of the run: write a word, without a slash",
             ":18: floor.recall@10: 2: input should be less than or equal to 1",
             ":18: floor.recall@11: no metric named 'recall@11'; did you mean 'recall@10'? (have: recall@10, recall@100)",
-            ":19: qqq: no keyword named 'qqq' (have: baselines, data, evaluate,",
+            ":19: qqq: no keyword named 'qqq' (have: adapters, baselines, data, evaluate,",
         ]  # fmt: skip
         assert first == f"{path}: {len(lines)} faults"
         for says in expected:

@@ -10,7 +10,7 @@ from torch import nn
 
 from zoo.errors import ZooError, unknown
 from zoo.freeze import freeze
-from zoo.recipe import Group, Optimizer
+from zoo.sections import Group, Optimizer
 
 
 def make_optimizer(module: nn.Module, settings: Optimizer) -> torch.optim.AdamW:

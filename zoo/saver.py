@@ -15,7 +15,7 @@ from torch import nn
 from zoo.checkpoint import Position, random_state, save_checkpoint
 from zoo.distributed import whole
 from zoo.interrupt import Interruption, stop
-from zoo.recipe import Run
+from zoo.sections import Run
 
 
 class Saver:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from zoo.errors import Failure, ZooError
 from zoo.files import write_text
 from zoo.gradcache import check_rows_stay_apart
 from zoo.hub import save
+from zoo.init_from import prepare, take_parts
 from zoo.interrupt import Interruption, in_worker
 from zoo.log import Log
 from zoo.optimizer import freeze_all, learning_rate, make_optimizer
@@ -84,10 +85,12 @@ def train(
     recipe = load_recipe(recipe, *overrides, **keywords)
     if recipe.run.threads:
         torch.set_num_threads(recipe.run.threads)
-    data = make("data", recipe.data, Path(data_root) if data_root is not None else None) if loaded is None else loaded
+    root = Path(data_root) if data_root is not None else None
+    data = make("data", recipe.data, root) if loaded is None else loaded
+    stages = prepare(recipe, data, root, train=train, identify=identity_of)  # before the seed, since they draw too
     accelerator = make_accelerator(recipe)
     set_seed(recipe.seed)
-    step = make_step(recipe).to(accelerator.device)
+    step = make_step(recipe, stages).to(accelerator.device)
     set_seed(recipe.seed, device_specific=True)  # the same weights everywhere, but each process drops out its own
     if recipe.run.shard:
         _shard(step, accelerator)
@@ -183,14 +186,20 @@ def make_accelerator(recipe: Recipe) -> Accelerator:
     )
 
 
-def make_step(recipe: Recipe) -> Step:
+def make_step(recipe: Recipe, stages: Sequence[Path] | None = None) -> Step:
     """Model and objective of a recipe, frozen and bound as it says.
+
+    Args:
+        recipe: Of the run.
+        stages: The run folder of each stage in ``init_from``; None: the model keeps the weights that it was built with.
 
     Raises:
         ZooError: If a frozen prefix names nothing, the objective does not fit the model, or accumulation the schedule.
     """
     name, keywords = split_spec(recipe.model)
     model, objective = build(name, **keywords), make("objective", recipe.objective)
+    if stages is not None:
+        take_parts(model, recipe.init_from, stages)
     freeze_all(model, recipe.freeze)
     if recipe.adapters:
         from zoo.lora import adapt  # peft takes seconds to import

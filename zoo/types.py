@@ -111,6 +111,14 @@ class Divided(Protocol):
     modality_modules: Mapping[str, Sequence[str]]  # {"image": ("vision", "connector")}: children of the model; those not named are shared
 
 
+@runtime_checkable
+class Predicting(Protocol):
+    """A model that predicts words, for objectives of language modelling."""
+
+    def predict(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Logits (W, V) of the words of a batch, each given what stands before it, and which words they are (W,) int64."""
+
+
 class Processor(Protocol):
     """Raw thing to tensors, for one row; small and picklable, because it runs in the data loader's workers."""
 
@@ -174,6 +182,9 @@ class Backbone(Protocol):
 
     def __call__(self, inputs_embeds: Tensor, attention_mask: Tensor, position_ids: Tensor) -> Tensor:
         """(B, S, D) to the hidden state after the final norm (B, S, D)."""
+
+    def predict(self, hidden: Tensor) -> Tensor:
+        """Hidden states (..., D) to the logits (..., V) of the next id."""
 
     def checkpoint_gradients(self) -> None:
         """Compute activations again in the backward pass instead of keeping them."""

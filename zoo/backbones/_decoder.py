@@ -70,6 +70,13 @@ class Decoder(nn.Module):
                 parameter.requires_grad_(False)
             self.model.set_attn_implementation(implementation)
 
+    def predict(self, hidden: Tensor) -> Tensor:
+        """Hidden states (..., D) to the logits (..., V) of the next id, by the input embedding, since there is no head.
+
+        Tied as in Press and Wolf, Using the output embedding to improve language models, 2017, https://arxiv.org/abs/1608.05859.
+        """
+        return nn.functional.linear(hidden, self.model.embed_tokens.weight)
+
     def checkpoint_gradients(self) -> None:
         """Keep only the input of each layer for the backward pass and compute the rest again: less memory, a third more time."""
         self.model.gradient_checkpointing_enable({"use_reentrant": False})

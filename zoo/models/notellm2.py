@@ -16,7 +16,7 @@ from zoo.joints import Arrange, compose
 from zoo.models._encode import encode
 from zoo.models._notes import NoteProcessor
 from zoo.registry import make, register
-from zoo.splice import Layout, Spliced, splice
+from zoo.splice import IGNORE, Layout, Spliced, splice
 from zoo.types import Batch, ModalityInputs, ModelOutput, Row, Tokens
 
 JOINTS: dict[str, str | None] = {"arrange": "early", "combine": None, "schedule": "joint"}
@@ -85,10 +85,7 @@ class NoteLLM2(nn.Module):
         An embedding is present where its anchor stands in the prompt and something that the model looks at is there.
         """
         text, image = batch.inputs["text"], self.look(batch)
-        media = {} if image.tokens is None else {"image": image.tokens}
-        spliced = splice(self.layout(text), media)
-        hidden = self.backbone(spliced.inputs_embeds, spliced.attention_mask, spliced.position_ids)  # (B, S, D)
-
+        spliced, hidden = self._read(text, image)  # (B, S, D)
         has_text, rows = text.extra["has_text"], torch.arange(len(hidden), device=hidden.device)
         late = self._late(image, hidden)  # (B, D), one for all anchors
         embeddings, present = {}, {}
@@ -99,7 +96,23 @@ class NoteLLM2(nn.Module):
                 state = self.combine({"note": state, "image": late}, {"note": there, "image": image.there})  # (B, D)
                 there = there | ((at >= 0) & image.there)
             embeddings[name], present[name] = self.project(state), there  # (B, dim)
+        media = {} if image.tokens is None else {"image": image.tokens}
         return ModelOutput(embeddings, present, tokens=media, aux=self._places(spliced))
+
+    def predict(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Logits (W, V) of every word of the prompts but the first, each given all before it, and which words they are (W,).
+
+        Special tokens that stand in a prompt are among them; images are read and never predicted.
+        """
+        spliced, hidden = self._read(batch.inputs["text"], self.look(batch))  # (B, S, D)
+        follows = spliced.labels[:, 1:]  # (B, S - 1)
+        said = follows != IGNORE
+        return self.backbone.predict(hidden[:, :-1][said]), follows[said]
+
+    def _read(self, text: ModalityInputs, image: Seen) -> tuple[Spliced, Tensor]:
+        """The prompts with the images in them, and the backbone's hidden states (B, S, D)."""
+        spliced = splice(self.layout(text), {} if image.tokens is None else {"image": image.tokens})
+        return spliced, self.backbone(spliced.inputs_embeds, spliced.attention_mask, spliced.position_ids)
 
     def _places(self, spliced: Spliced) -> dict[str, Tensor]:
         """Where the main embedding is read, and the first and the last position of the image, (B,) each, -1 without one.
@@ -152,10 +165,12 @@ class NoteLLM2(nn.Module):
         return torch.zeros(len(hidden), hidden.shape[-1], dtype=precision, device=hidden.device)
 
     def layout(self, text: ModalityInputs) -> Layout:
-        """The prompt, embedded, with its slots and anchors."""
+        """The prompt, embedded, with its slots, its anchors and its words."""
         anchors = {name: text.extra[f"anchor.{name}"] for name in self.arrange.anchors}
         mask = text.mask if text.mask is not None else torch.ones_like(text.values, dtype=torch.bool)
-        return Layout(self.backbone.embed(text.values), mask, text.extra["slots"], anchors)
+        slots = text.extra["slots"]
+        words = text.values.masked_fill(~mask | (slots > 0), IGNORE)
+        return Layout(self.backbone.embed(text.values), mask, slots, anchors, labels=words)
 
     def encode(
         self,

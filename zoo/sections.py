@@ -1,0 +1,138 @@
+"""The sections of a recipe that are the same whatever is trained: how, how long, and what is measured."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from zoo.config import Fraction, Positive
+
+NotNegative = Annotated[int, Field(ge=0)]
+Above = Annotated[float, Field(gt=0.0)]
+AtLeastZero = Annotated[float, Field(ge=0.0)]
+Protocol = Literal["one_target", "multi"]
+Inputs = Literal["both", "text", "image"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Group:
+    """Parameters that learn at a rate or with a decay of their own.
+
+    Attributes:
+        prefix: Of module names, as in ``freeze``: ``vision``, ``connector``; or ``objective``. The longest prefix wins; one that
+            matches nothing is an error.
+        lr: Peak; None: the optimizer's.
+        weight_decay: None: the optimizer's.
+    """
+
+    prefix: str
+    lr: AtLeastZero | None = None
+    weight_decay: AtLeastZero | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Optimizer:
+    """AdamW and its learning-rate schedule.
+
+    Attributes:
+        lr: Peak, after warm-up.
+        weight_decay: Decoupled from the gradient, on every parameter.
+        betas: Of the two running means.
+        eps: Added to the root of the second one.
+        max_grad_norm: Gradients longer than this are scaled down to it; 0: off.
+        warmup: Below 1 a share of the steps, from 1 on a number of steps.
+        warmup_shape: ``log`` rises with the logarithm of the step from 0, as DeepSpeed's WarmupDecayLR does.
+        decay: From the peak to 0 after the last step, or not at all.
+        groups: Exceptions by module prefix.
+    """
+
+    lr: AtLeastZero = 1e-4
+    weight_decay: AtLeastZero = 0.01
+    betas: tuple[Fraction, Fraction] = (0.9, 0.999)
+    eps: Above = 1e-8
+    max_grad_norm: AtLeastZero = 1.0
+    warmup: AtLeastZero = 0.1
+    warmup_shape: Literal["linear", "log"] = "linear"
+    decay: Literal["linear", "cosine", "constant"] = "linear"
+    groups: tuple[Group, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """How long and on what.
+
+    Attributes:
+        steps: Optimizer steps; decides where it is given.
+        epochs: Passes over the pairs, where ``steps`` is None.
+        batch_size: Pairs per process.
+        accumulate: Batches per optimizer step; each has only its own rows as negatives.
+        gradcache: Rows that pass the model at a time, where the loss is that of the whole batch all the same; 0: all at once.
+        shard: Spread weights, gradients and optimizer state over the processes.
+        precision: Of the forward pass. A resumed fp16 run starts with a fresh loss scale, so it is not exactly the uninterrupted one.
+        gradient_checkpointing: Compute activations again in the backward pass, to save memory.
+        workers: Processes that load data; 0: none beside the main one. The result does not depend on it.
+        buckets: Batches of pairs of like length.
+        log_every: Steps.
+        log_gradients: Log the squared gradient norm of each module too, for `zoo.diagnose`.
+        save_every: Steps; 0: only at the end, and when the run is asked to stop.
+        save_minutes: Minutes since the last checkpoint; 0: off.
+        keep: How many checkpoints stay.
+        device: ``auto``, ``cpu``, ``cuda``, ``mps``.
+        threads: Of torch on the CPU; 0: as torch chooses.
+    """
+
+    steps: Positive | None = None
+    epochs: Above | None = 1.0
+    batch_size: Positive = 32
+    accumulate: Positive = 1
+    gradcache: NotNegative = 0
+    shard: bool = False
+    precision: Literal["no", "bf16", "fp16"] = "no"
+    gradient_checkpointing: bool = False
+    workers: NotNegative = 0
+    buckets: bool = True
+    log_every: Positive = 10
+    log_gradients: bool = False
+    save_every: NotNegative = 0
+    save_minutes: AtLeastZero = 0.0
+    keep: Positive = 2
+    device: str = "auto"
+    threads: NotNegative = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Headline:
+    """The one number that a run is judged by: Recall@k under a protocol."""
+
+    protocol: Protocol = "one_target"
+    k: Positive = 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluate:
+    """What is measured, on what.
+
+    Attributes:
+        split: Of the data set.
+        protocols: ``one_target``: NoteLLM-2's, a pair is a query and its one target. ``multi``: recall of all partners of a query.
+        k: Recall is reported at each.
+        inputs: Which modalities of the items are shown to the model.
+        subsets: Report pairs with a short query and with a short target too.
+        bootstrap: Resamplings for the intervals; 0: no intervals.
+        batch_size: Items encoded at once.
+        examples: Queries that the report shows with their neighbours.
+        main: The headline number.
+    """
+
+    split: str = "test"
+    protocols: tuple[Protocol, ...] = ("one_target", "multi")
+    k: tuple[Positive, ...] = (10, 100)
+    inputs: tuple[Inputs, ...] = ("both", "text", "image")
+    subsets: bool = True
+    bootstrap: NotNegative = 1000
+    batch_size: Positive = 256
+    examples: NotNegative = 6
+    main: Headline = Headline()
