@@ -11,11 +11,11 @@ ROOT = Path(__file__).parents[1]
 FLOORS = (  # from the ground up; a module that no floor names fails
     ("errors", "types", "kernels.*", "recipes"),
     ("config", "distributed", "files", "freeze", "interrupt", "measure"),
-    ("source", "registry", "checkpoint", "adapters", "sections", "stages"),
+    ("columns", "source", "registry", "checkpoint", "adapters", "sections", "stages"),
     ("splice", "trunk", "joints", "collate", "gradcache", "lora"),
     ("encoders.*", "backbones.*", "connectors.*", "fusions.*", "objectives.*", "data.*"),
     ("models.*", "recipe"),
-    ("hub", "evaluate.*", "schema", "sampler", "optimizer", "log", "saver", "update", "matrix", "contenders", "trials"),
+    ("hub", "evaluate.*", "feature_cache", "schema", "sampler", "optimizer", "log", "saver", "update", "matrix", "contenders", "trials"),
     ("init_from",),
     ("train", "report", "bench"),
     ("run",),

@@ -80,6 +80,7 @@ class Run:
         save_every: Steps; 0: only at the end, and when the run is asked to stop.
         save_minutes: Minutes since the last checkpoint; 0: off.
         keep: How many checkpoints stay.
+        feature_cache: Folder that keeps what a frozen image encoder gives, for all runs; the result does not depend on it.
         device: ``auto``, ``cpu``, ``cuda``, ``mps``.
         threads: Of torch on the CPU; 0: as torch chooses.
     """
@@ -99,6 +100,7 @@ class Run:
     save_every: NotNegative = 0
     save_minutes: AtLeastZero = 0.0
     keep: Positive = 2
+    feature_cache: Path | None = None
     device: str = "auto"
     threads: NotNegative = 0
 

@@ -22,6 +22,7 @@ from zoo.collate import Known, PairCollate
 from zoo.config import split_spec
 from zoo.distributed import blocks_of, shard, whole
 from zoo.errors import Failure, ZooError
+from zoo.feature_cache import feature_cache
 from zoo.files import write_text
 from zoo.gradcache import check_rows_stay_apart
 from zoo.hub import save
@@ -38,7 +39,7 @@ from zoo.update import Step, Updater
 
 logger = logging.getLogger("zoo.train")
 _FREE = ("out", "evaluate", "baselines", "floor")  # may differ between a checkpoint and the run that resumes it
-_FREE_OF_RUN = ("workers", "log_every", "log_gradients", "save_every", "keep", "threads", "device")
+_FREE_OF_RUN = ("workers", "log_every", "log_gradients", "save_every", "keep", "feature_cache", "threads", "device")
 
 
 class Pairs(Dataset[Pair]):
@@ -106,10 +107,10 @@ def train(
     prepared = accelerator.prepare_optimizer(optimizer)  # not the learning rate: Accelerate would move it once per process
     update = Updater(accelerator, wrapped, step, prepared, recipe)
     save_state = Saver(recipe.out / "checkpoints", step, optimizer, identity, recipe.run, accelerator)
-    batches = stream(recipe, data, step, order, position, accelerator.device)
     wrapped.train()
     settings = {"steps": steps, "every": recipe.run.log_every, "start": position.step, "enabled": accelerator.is_main_process}
-    with Log(recipe.out, **settings) as log, Interruption() as interruption:
+    with feature_cache(recipe, data, step.model, accelerator) as seen, Log(recipe.out, **settings) as log, Interruption() as interruption:
+        batches = stream(recipe, seen, step, order, position, accelerator.device)
         while position.step < steps:
             rate = learning_rate(recipe.optimizer, position.step, steps)
             for group in optimizer.param_groups:

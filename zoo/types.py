@@ -105,6 +105,21 @@ class Attentive(Protocol):
 
 
 @runtime_checkable
+class Seeing(Protocol):
+    """A model that looks at images through one encoder and nothing else, so that a frozen one's outputs can be kept."""
+
+    vision: Any  # Encoder | None
+
+
+@runtime_checkable
+class Sparing(Protocol):
+    """Rows that can leave a modality unread, because another part of the program has what is needed of it."""
+
+    def without(self, modality: str) -> Sequence[Row]:
+        """The same rows, without the key ``image``, or without those of ``text``."""
+
+
+@runtime_checkable
 class Divided(Protocol):
     """A model of which some modules serve one modality alone, for diagnosis."""
 

@@ -61,6 +61,10 @@ class Rows(Sequence[Row]):
             row["image"] = decode(image, self.folder)
         return row
 
+    def without(self, modality: str) -> Rows:
+        """The same rows without ``modality``, which is not read either."""
+        return Rows(self.table, [shown for shown in self.inputs if shown != modality], self.folder)
+
 
 def read_notes(folder: Path, columns: Mapping[str, str | None] | None = None) -> tuple[Rows, list[Any]]:
     """The notes of a folder without their clicks, for encoding: rows, and the notes' own ids.

@@ -123,13 +123,13 @@ class NoteProcessor:
 
     def sees(self, row: Row) -> bool:
         """Whether the row has anything that this model looks at."""
-        return any(row.get(field) for field in FIELDS) or (self.image is not None and bool(_images(row)))
+        return any(row.get(field) for field in FIELDS) or (self.image is not None and bool(images(row)))
 
     def _pixels(self, row: Row) -> ModalityInputs | None:
-        """(3, H, W), or (M, 3, H, W) of several images; None when there is none or nobody looks."""
+        """(3, H, W), or (M, 3, H, W) of several images; None when there is none or nobody looks. Prepared ones are taken as they are."""
         if self.image is None:
             return None
-        values = [self.image(x).values for x in _images(row)]
+        values = [(x if isinstance(x, ModalityInputs) else self.image(x)).values for x in images(row)]
         if not values:
             return ModalityInputs(self._zero_image()) if self.absent == "zeros" else None
         return ModalityInputs(values[0] if len(values) == 1 else torch.stack(values))
@@ -172,8 +172,8 @@ class NoteProcessor:
         return self.tokenizer.encode(segment.text)
 
 
-def _images(row: Row) -> list[Any]:
-    """The images of a row, which holds none, one, or a list of them."""
+def images(row: Row) -> list[Any]:
+    """The images of a row, which holds none, one, or a list of them; one that is prepared already stands in a list."""
     given = row.get("image")
     return [x for x in (given if isinstance(given, list | tuple) else [given]) if x is not None]
 
