@@ -5,6 +5,7 @@ import json
 import os
 import random
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -60,12 +61,16 @@ def watched(process, checkpoints, until):
         time.sleep(0.001)
 
 
-def test_killed_at_any_moment(tmp_path):
-    recipe, out = written(tmp_path, "whole")
+EVERYTHING = {"run__workers": 1, "run__gradcache": 6, "adapters": [{"on": "backbone", "rank": 2}]}
+
+
+@pytest.mark.parametrize("times, overrides", [(10, {}), (3, EVERYTHING)], ids=["plain", "workers, gradcache and lora"])
+def test_killed_at_any_moment(tmp_path, times, overrides):
+    recipe, out = written(tmp_path, "whole", **overrides)
     assert start(tmp_path, "-m", "zoo", "train", recipe).wait(300) == 0, (tmp_path / "error.txt").read_text()
-    recipe, parts = written(tmp_path, "parts")
+    recipe, parts = written(tmp_path, "parts", **overrides)
     checkpoints, draw = parts / "checkpoints", random.Random(0)
-    for _ in range(3):
+    for _ in range(times):
         before = {p.name for p in checkpoints.glob("step_*")}
         process = start(tmp_path, "-m", "zoo", "train", recipe)
         try:
@@ -94,16 +99,21 @@ torch.save(train(sys.argv[1]).state_dict(), sys.argv[2])
 """
 
 
-def together(folder, recipe):
-    """Weights that two processes end with."""
+def launched(folder, recipe, count):
+    """Processes that train together."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "ACCELERATE_USE_CPU": "true"}
-    files = [folder / f"rank{rank}.pt" for rank in range(2)]
-    processes = [
-        start(folder, "-c", TOGETHER, recipe, file, RANK=str(rank), LOCAL_RANK=str(rank), **shared) for rank, file in enumerate(files)
+    shared = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "ACCELERATE_USE_CPU": "true"}
+    return [
+        start(folder, "-c", TOGETHER, recipe, folder / f"rank{rank}.pt", RANK=str(rank), LOCAL_RANK=str(rank), **shared)
+        for rank in range(count)
     ]
+
+
+def together(folder, recipe, count=2):
+    """Weights that several processes end with."""
+    processes = launched(folder, recipe, count)
     try:
         for rank, process in enumerate(processes):
             assert process.wait(300) == 0, (folder / f"error{rank}.txt").read_text()
@@ -111,7 +121,7 @@ def together(folder, recipe):
         for process in processes:
             process.kill()
             process.wait(60)
-    return [torch.load(file, weights_only=True) for file in files]
+    return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(count)]
 
 
 def same(one, other):
@@ -135,3 +145,90 @@ def test_two_processes_agree_and_go_on(tmp_path):
 
     with pytest.raises(ZooError, match="processes: 2 there, 1 here"):
         train(load_recipe(out / "recipe.yaml"))
+
+
+# One process against several
+
+ALONE = """
+import sys, torch
+from zoo.collate import Known
+from zoo.distributed import whole
+from zoo.train import train
+Known.within = lambda self, ids: torch.zeros(0, 2, dtype=torch.int64)  # pairs known within one process are not known across two
+model = train(sys.argv[1])
+vectors = model.encode([{"title": "a lamp", "content": "green"}, {"title": "b"}])  # all processes together, where weights are spread
+torch.save(whole(model.state_dict()) | {"vectors": torch.from_numpy(vectors)}, sys.argv[2])
+"""
+
+
+def alone(folder, recipe):
+    assert start(folder, "-c", ALONE, recipe, folder / "alone.pt").wait(300) == 0, (folder / "error.txt").read_text()
+    return torch.load(folder / "alone.pt", weights_only=True)
+
+
+@pytest.mark.parametrize("processes", [2, 4])
+@pytest.mark.parametrize(
+    "overrides",
+    [{}, {"run__gradcache": 3}, {"run__shard": True}, {"run__shard": True, "run__gradcache": 3}],
+    ids=["plain", "gradcache", "shard", "shard and gradcache"],
+)
+def test_several_processes_train_as_one_with_all_rows(tmp_path, monkeypatch, processes, overrides):
+    """Also the vectors that a model with spread weights gives, and the folder that it leaves."""
+    if processes == 4 and overrides:
+        pytest.skip("two processes show it")
+    monkeypatch.setattr(sys.modules[__name__], "TOGETHER", ALONE)
+    settings = {"model__connector": "linear", "run__steps": 3, "run__buckets": False, "optimizer__eps": 1e-3}  # eps: Adam blows up rounding
+    one = alone(tmp_path, written(tmp_path, "one", **settings, run__batch_size=12)[0])
+    recipe, out = written(tmp_path, "several", **settings, run__batch_size=12 // processes, **overrides)
+    first, *others = together(tmp_path, recipe, processes)
+    assert all(same(first, other) for other in others)
+    for name, value in one.items():
+        torch.testing.assert_close(first[name], value, rtol=1e-4, atol=2e-6, msg=lambda m, name=name: f"{name}: {m}")  # float32
+    left = load_file(out / "model.safetensors")
+    assert all(torch.equal(left[name], first[name]) for name in left)
+
+
+def test_a_sharded_run_goes_on(tmp_path):
+    recipe, out = written(tmp_path, "run", run__steps=3, run__shard=True)
+    first, _ = together(tmp_path, recipe)
+    shutil.rmtree(out / "checkpoints/step_00000003")
+    again, _ = together(tmp_path, recipe)
+    assert same(first, again)
+
+
+def test_shard_needs_company(tmp_path):
+    from zoo.train import train
+
+    with pytest.raises(ZooError, match=r"run\.shard: one process has nobody to share with"):
+        train(load_recipe(written(tmp_path, "run", run__shard=True)[0]))
+
+
+@pytest.mark.parametrize("number, code, says", [(signal.SIGTERM, 75, "stopped and saved after step"), (signal.SIGINT, 130, "interrupted")])
+def test_a_signal_ends_the_command_with_its_code(tmp_path, number, code, says):
+    recipe, out = written(tmp_path, "run", run__steps=100000, run__workers=1, run__save_every=0)
+    process = start(tmp_path, "-m", "zoo", "train", recipe)
+    try:
+        watched(process, out / "checkpoints", lambda: (out / "log.jsonl").is_file() and (out / "log.jsonl").stat().st_size)
+        process.send_signal(number)
+        assert process.wait(60) == code, (tmp_path / "error.txt").read_text()
+    finally:
+        process.kill()
+    error = (tmp_path / "error.txt").read_text()
+    assert says in error
+    assert "Traceback" not in error
+    assert len(list((out / "checkpoints").glob("step_*"))) == 1
+
+
+def test_a_signal_to_one_process_stops_and_saves_all(tmp_path):
+    recipe, out = written(tmp_path, "run", run__steps=100000, run__save_every=0)
+    processes = launched(tmp_path, recipe, 2)
+    try:
+        watched(processes[0], out / "checkpoints", lambda: (out / "log.jsonl").is_file() and (out / "log.jsonl").stat().st_size)
+        processes[1].send_signal(signal.SIGTERM)
+        for rank, process in enumerate(processes):
+            assert process.wait(60) == 1, (tmp_path / f"error{rank}.txt").read_text()  # python: an exception that nobody caught
+            assert "Terminated: stopped and saved after step" in (tmp_path / f"error{rank}.txt").read_text()
+    finally:
+        for process in processes:
+            process.kill()
+    assert len(list((out / "checkpoints").glob("step_*"))) == 1

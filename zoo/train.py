@@ -39,7 +39,7 @@ from zoo.update import Step, Updater
 
 logger = logging.getLogger("zoo.train")
 _FREE = ("out", "evaluate", "baselines", "floor")  # may differ between a checkpoint and the run that resumes it
-_FREE_OF_RUN = ("workers", "log_every", "log_gradients", "save_every", "keep", "feature_cache", "threads", "device")
+_FREE_OF_RUN = ("workers", "log_every", "log_gradients", "save_every", "save_minutes", "keep", "feature_cache", "threads", "device")
 
 
 class Pairs(Dataset[Pair]):
@@ -307,6 +307,6 @@ def _prepare_folder(recipe: Recipe, fresh: bool) -> None:
     if fresh:
         for name in ("checkpoints", "tensorboard", "adapters"):
             shutil.rmtree(recipe.out / name, ignore_errors=True)
-        for name in ("log.jsonl", "model.json", "model.safetensors", "metrics.json", "examples.json", "report.html"):
+        for name in ("log.jsonl", "model.json", "model.safetensors", "metrics.json", "examples.json", "diagnosis.json", "report.html"):
             (recipe.out / name).unlink(missing_ok=True)
     recipe.out.mkdir(parents=True, exist_ok=True)
