@@ -222,7 +222,7 @@ def check_values(given: Arguments, scale: Tensor | float, spread: bool) -> None:
         faults.append(f"known must name rows below {M} of x and below {N} of y")
     if given.weight is not None and len(wrong := given.weight[~((given.weight >= 0) & given.weight.isfinite())]):
         faults.append(f"weight must be finite and not negative, but holds {float(wrong[0]):g}")
-    if isinstance(scale, Tensor) and scale.device.type == "cpu" and not 0 < scale.item() < math.inf:
-        faults.append(f"scale must be positive and finite, but holds {scale.item():g}")
+    if isinstance(scale, Tensor) and scale.device.type == "cpu" and not math.isfinite(scale.item()):
+        faults.append(f"scale must be finite, but holds {scale.item():g}")
     if faults:
         raise ValueError("; ".join(faults))

@@ -62,7 +62,7 @@ def contrastive_loss(
         x: (M, D) anchors, float16, bfloat16, float32 or float64; accumulated in float32 at least. Any M and D, 0 and 1 included.
         y: (N, D) candidates. None: the rows of x among themselves, no row with itself. This form is symmetric: where j is
             no negative of i, i is none of j; it costs half.
-        scale: () factor of every inner product, positive; for a learned one hand over ``log_scale.exp()``.
+        scale: () factor of every inner product: a positive number or any finite tensor; for a learned one ``log_scale.exp()``.
         bias: () added to every logit; it cancels in the softmax form.
         positive: (M,) int64 row of y that belongs to row i, -1 for none. None: row i of y, for two sides without groups.
         groups: (M,) int64; rows of one group are each other's positives (SupCon's L_out: Khosla et al., 2020,
@@ -110,7 +110,7 @@ def contrastive_loss(
     Raises:
         TypeError: On what is no tensor, or no number.
         ValueError: On shapes, dtypes, devices, choices or an ``impl`` that do not fit; with ``validate``, on indices out of range, on
-            weights and a scale that are not finite or too small, and, without ``group``, on a batch in which no row counts.
+            weights below 0, on weights or a scale not finite, and, without ``group``, on a batch in which no row counts.
         NotImplementedError: On a forward-mode derivative, but with "reference".
     """
     given = Arguments(x, y, positive, groups, ids_x, ids_y, ids_negatives, present, soft, weight, negatives, known)

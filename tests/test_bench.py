@@ -296,17 +296,25 @@ class TestResults:
 
     def test_a_damaged_file(self, tmp_path):
         (tmp_path / "x.json").write_text('{"records": [{"name": "?"}]}')
-        with pytest.raises(ZooError, match=r"x.json holds no results of this version .*: delete it, and make new ones: in a checkout, make bench"):
+        with pytest.raises(
+            ZooError, match=r"x.json holds no results of this version .*: delete it, and make new ones: in a checkout, make bench"
+        ):
             load(tmp_path / "x.json")
 
     def test_without_a_baseline(self, tmp_path):
         (tmp_path / "nvidia-h200.json").write_text('{"records": []}')
         (tmp_path / "aot.json").write_text("[]")
-        with pytest.raises(ZooError, match=r"no baseline of the machine m in .* \(have: nvidia-h200\): in a checkout, make bench stores them in benchmarks/results"):
+        with pytest.raises(
+            ZooError,
+            match=r"no baseline of the machine m in .* \(have: nvidia-h200\): in a checkout, make bench stores them in benchmarks/results",
+        ):
             baseline({"name": "m"}, tmp_path)
 
     def test_a_baseline_without_the_case(self):
-        with pytest.raises(ZooError, match=r"the baseline of this machine has no ours, both 16x8 fp32 forward\+backward\nin a checkout, make bench stores them"):
+        with pytest.raises(
+            ZooError,
+            match=r"the baseline of this machine has no ours, both 16x8 fp32 forward\+backward\nin a checkout, make bench stores them",
+        ):
             compare([record()], [record()._replace(timing=None, missing="out of memory")])
 
     @pytest.mark.parametrize("ratio, regressed", [(1.4, False), (1.69, False), (1.71, True)])
