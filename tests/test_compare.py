@@ -188,6 +188,11 @@ class TestResults:
         assert [c["cell"] for c in written["cells"]] == ["tiny", "tiny, bm25", "tiny, base"]
         assert written["command"].startswith("zoo compare MAPPING --seeds 2 --arms all --against tiny --out ")
 
+    def test_other_data_is_not_compared_query_by_query(self, copy):
+        study = compare([TINY], seeds=1, grid={"data.seed": [0, 1]}, out=copy / "seeds")
+        assert study.numbers["cells"][1]["metrics"]
+        assert all(m["difference"] is None for m in study.numbers["cells"][1]["metrics"])
+
     def test_word_overlap_is_compared_with_the_mean_of_the_seeds(self, finished):
         mine, other = found_in(of(finished, "tiny, bm25")), found_in(of(finished, "tiny"))
         assert (mine["n"], mine["std"]) == (1, None)
@@ -331,19 +336,19 @@ class TestFailures:
 
     @pytest.mark.slow
     def test_processes_of_their_own_give_the_same(self, finished, tmp_path):
-        study = compare([TINY], seeds=2, arms=["all"], out=tmp_path / "out", jobs=2)
+        study = compare([TINY], seeds=2, out=tmp_path / "out", jobs=2)
         assert study.failed == []
-        for mine, other in zip(study.numbers["cells"], finished.numbers["cells"], strict=True):
-            assert mine["metrics"] == other["metrics"]
+        assert of(study, "tiny")["metrics"] == of(finished, "tiny")["metrics"]
 
 
-def hits(values, queries=(1, 2, 3, 4), subset="all"):
+def hits(values, subset="all"):
     values = np.array(values, dtype=float)
-    return Metric("multi", subset, "both", 5, float(values.mean()), 0.0, 1.0, np.array(queries), values)
+    return Metric("multi", subset, "both", 5, float(values.mean()), 0.0, 1.0, np.arange(len(values)), values)
 
 
-def cell(name, by_seed, classic=""):
-    return Cell(name, classic, {seed: Result("done", "", [found], 1.0, 1, "", "", {}) for seed, found in by_seed.items()})
+def cell(name, by_seed, classic="", questions="same"):
+    asked = {"multi/all": questions}
+    return Cell(name, classic, {seed: Result("done", "", [found], 1.0, 1, "", "", asked, {}) for seed, found in by_seed.items()})
 
 
 class TestDifference:
@@ -370,8 +375,8 @@ class TestDifference:
         found = metric(MAIN, mine, cell("bm25", {0: hits([0, 0, 0, 0])}, "bm25"))
         assert found["difference"]["mean"] == 0.625
 
-    def test_other_queries_are_no_pairs(self):
-        assert metric(MAIN, cell("a", {0: hits([1, 1])}), cell("b", {0: hits([1, 1], (1, 3))}))["difference"] is None
+    def test_other_questions_are_no_pairs(self):
+        assert metric(MAIN, cell("a", {0: hits([1, 1])}), cell("b", {0: hits([1, 1])}, questions="other"))["difference"] is None
         assert metric(MAIN, cell("a", {0: hits([1, 1])}), cell("b", {0: hits([1, 1], subset="short_query")}))["difference"] is None
 
 

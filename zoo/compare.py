@@ -197,15 +197,16 @@ def _metric(key: Key, cell: Cell, reference: Cell) -> dict[str, Any]:
 
 
 def _difference(key: Key, cell: Cell, reference: Cell) -> dict[str, Any] | None:
-    """The paired comparison over queries; None where the two share no seed, or are not asked the same queries."""
+    """The paired comparison over queries; None where the two share no seed, or do not seek the same among the same."""
     mine, other = cell.metrics(key), reference.metrics(key)
     if not (cell.classic or reference.classic):
         common = mine.keys() & other.keys()
         mine, other = ({seed: m for seed, m in found.items() if seed in common} for found in (mine, other))
     if not mine or not other:
         return None
-    asked = [m.queries for m in (*mine.values(), *other.values())]
-    if not all(np.array_equal(asked[0], queries) for queries in asked):
+    name = f"{key[0]}/{key[1]}"
+    asked = {own.results[seed].questions[name] for own, found in ((cell, mine), (reference, other)) for seed in found}
+    if len(asked) > 1:
         return None
     hits = {name: np.mean([m.hits for m in found.values()], axis=0) for name, found in ((cell.name, mine), (reference.name, other))}
     found = paired(cell.name, [reference.name], hits)[0]

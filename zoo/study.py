@@ -22,8 +22,9 @@ from safetensors.numpy import load_file, save
 
 from zoo.checkpoint import check_same_run
 from zoo.errors import Terminated, ZooError
-from zoo.evaluate.retrieval import Metric
+from zoo.evaluate.retrieval import Metric, tasks
 from zoo.files import write_bytes, write_json
+from zoo.interrupt import Interruption, stop
 from zoo.recipe import values
 from zoo.run import check_questions, load_data, machine, measure_classic, train_and_measure
 from zoo.train import identity_of
@@ -44,6 +45,7 @@ class Result(NamedTuple):
     parameters: int  # trained ones
     recipe_sha256: str
     data: str  # fingerprint
+    questions: Mapping[str, str]  # {"multi/all": digest}: equal ones are the same queries, partners and candidates
     machine: Mapping[str, Any]  # that it was measured on, with versions and commit
 
 
@@ -128,10 +130,23 @@ def perform(trial: Trial, data: PairData, *, fresh: bool = False) -> None:
         logger.warning("%s failed: %s", trial.title, e)
         _write(trial, data.fingerprint, "failed", str(e))
         return
-    hits = {"/".join(_names(m)): m.hits for m in done.metrics} | {f"queries/{m.protocol}/{m.subset}": m.queries for m in done.metrics}
-    write_bytes(trial.recipe.out / "hits.safetensors", save(hits))
+    queries = {f"queries/{m.protocol}/{m.subset}": m.queries for m in done.metrics}
+    hits = {"/".join(_names(m)): m.hits for m in done.metrics}
+    write_bytes(trial.recipe.out / "hits.safetensors", save(queries | hits))
     numbers: dict[str, Any] = {"records": [m.record() for m in done.metrics], "seconds": done.seconds, "parameters": done.parameters}
-    _write(trial, data.fingerprint, "done", **numbers, machine=machine() | {"commit": commit()})
+    _write(trial, data.fingerprint, "done", **numbers, questions=_questions(trial, data), machine=machine() | {"commit": commit()})
+
+
+def _questions(trial: Trial, data: PairData) -> dict[str, str]:
+    """{"multi/all": digest}: what was sought among what. Recalls of two trials are pairs, query by query, where the digests agree."""
+    asked = trial.recipe.evaluate
+    digests = {}
+    for protocol in asked.protocols:
+        for subset, task in tasks(data, split=asked.split, protocol=protocol, ks=asked.k).items():
+            digest = hashlib.sha256(json.dumps(list(data.note_ids), default=str).encode())
+            digest.update(task.pairs.tobytes() + task.candidates.tobytes())
+            digests[f"{protocol}/{subset}"] = digest.hexdigest()
+    return digests
 
 
 def _write(trial: Trial, fingerprint: str, state: State, message: str = "", **numbers: Any) -> None:
@@ -171,6 +186,7 @@ def result(trial: Trial) -> Result:
         there.get("parameters", 0),
         there["recipe_sha256"],
         there["identity"]["data"],
+        there.get("questions", {}),
         there.get("machine", {}),
     )
 
@@ -233,25 +249,28 @@ def _in_processes(
     """Perform trials in processes of their own; one that dies takes nobody along."""
     context = get_context("spawn")  # a forked process would inherit torch's threads as they happen to stand
     running: dict[Any, tuple[SpawnProcess, Trial]] = {}
-    try:
-        while waiting or running:
-            while waiting and len(running) < jobs:
-                trial = waiting.pop(0)
-                clock.begins(trial)
-                process = context.Process(target=_alone, args=(trial, data_root, fresh))
-                process.start()
-                running[process.sentinel] = process, trial
-            for sentinel in connection.wait(list(running)):
-                process, trial = running.pop(sentinel)
+    with Interruption() as interruption:
+        try:
+            while (waiting or running) and not interruption.signal:
+                while waiting and len(running) < jobs:
+                    trial = waiting.pop(0)
+                    clock.begins(trial)
+                    process = context.Process(target=_alone, args=(trial, data_root, fresh))
+                    process.start()
+                    running[process.sentinel] = process, trial
+                for sentinel in connection.wait(list(running), timeout=1.0):  # a signal alone would not end the wait
+                    process, trial = running.pop(sentinel)
+                    process.join()
+                    clock.ends(trial)
+                    if process.exitcode and not interruption.signal:
+                        _died(trial, loaded[_key(trial)].fingerprint, process.exitcode)
+        finally:
+            for process, _ in running.values():
+                process.terminate()  # it saves where it stands
+            for process, _ in running.values():
                 process.join()
-                clock.ends(trial)
-                if process.exitcode:
-                    _died(trial, loaded[_key(trial)].fingerprint, process.exitcode)
-    finally:
-        for process, _ in running.values():
-            process.terminate()
-        for process, _ in running.values():
-            process.join()
+    if interruption.signal:
+        stop(interruption.signal, "the study was asked to stop: run the same command again to go on")
 
 
 def _alone(trial: Trial, data_root: Path | None, fresh: bool) -> None:
