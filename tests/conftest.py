@@ -1,8 +1,10 @@
 """What holds for every test: no network, one thread, the same seed."""
 
+import logging
 import os
 import random
 import socket
+import sys
 
 os.environ |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "MPLBACKEND": "Agg"}  # libraries read them when imported
 
@@ -58,3 +60,22 @@ def own_registry():
     for key, known in list(registry._known.entries.items()):
         if not known.maker.__module__.startswith("zoo."):
             del registry._known.entries[key]
+
+
+@pytest.fixture
+def command(monkeypatch, capsys):
+    """Call ``zoo`` with arguments, as the console script does: exit code, standard output, standard error."""
+    from zoo import cli
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["zoo", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        out, err = capsys.readouterr()
+        assert "Traceback" not in err
+        return stop.value.code, out, err
+
+    levels = {name: logging.getLogger(name).level for name in (None, "zoo")}
+    yield call
+    for name, level in levels.items():
+        logging.getLogger(name).setLevel(level)

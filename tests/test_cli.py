@@ -23,7 +23,23 @@ from zoo import cli
 from zoo.data.planted_notes import plant
 
 ROOT = Path(__file__).parents[1]
-COMMANDS = ("list", "info", "schema", "mine", "embed", "search", "train", "run", "eval", "report", "compare", "bench")
+COMMANDS = (
+    "list",
+    "info",
+    "schema",
+    "validate",
+    "doctor",
+    "fetch",
+    "mine",
+    "embed",
+    "search",
+    "train",
+    "run",
+    "eval",
+    "report",
+    "compare",
+    "bench",
+)
 TINY = {
     "model": {
         "name": "notellm2",

@@ -17,7 +17,8 @@ import typer
 from zoo.commands._app import app
 from zoo.errors import ZooError
 
-COMMANDS = ("parts", "items", "runs", "compare", "bench")  # files that add their commands to the application, in the order of the help
+# Files that add their commands to the application, in the order of the help.
+COMMANDS = ("parts", "checks", "items", "runs", "compare", "bench")
 INTERRUPTED = 130  # what typer exits with on Ctrl-C, and what shells expect
 
 for file in COMMANDS:

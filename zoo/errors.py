@@ -38,6 +38,10 @@ class Failure(ZooError):
     code = 1
 
 
+class Absent(ZooError):
+    """What was asked for may be right, and is not on this machine: a folder of data."""
+
+
 class Terminated(Failure):
     """A run was asked to stop, by SIGTERM, and has saved where it stands."""
 

@@ -18,7 +18,7 @@ def remotes(
     source: str | None,
     tokenizer: str | Mapping[str, Any] | None,
     config: Mapping[str, Any] | None,
-    weights: tuple[str, ...] = ("*.safetensors", "pytorch_model*.bin"),
+    weights: tuple[str, ...] = ("model*.safetensors", "pytorch_model*.bin"),
 ) -> list[Remote]:
     """Weights and configuration at ``source``, and the tokenizer: the one that was asked for, else that of the weights.
 

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 
 from zoo.data._mining import DAY, Mine, Moment, seconds
 from zoo.data._tables import Source, quoted, reading
-from zoo.errors import ZooError
+from zoo.errors import Absent, ZooError
 
 KNOWN = {
     "retail_notes": "3,659 products of a British gift shop with drawn pictures and a year of real purchases, made from UCI 'Online Retail'"
@@ -54,14 +54,15 @@ def find(root: Path | None, folder: str) -> tuple[Path, Tables]:
         folder: Below ``root``, or an absolute path.
 
     Raises:
-        ZooError: If it is not there, or a file is missing or there twice. It says how such a folder looks.
+        Absent: If it is not there. It says how such a folder looks.
+        ZooError: If a file is missing or there twice.
     """
     place = Path(folder) if root is None else root / folder
     about = f"{folder} is: {KNOWN[Path(folder).name]}\n" if Path(folder).name in KNOWN else ""
     if root is None and not place.is_absolute():
-        raise ZooError(f"the data set {folder!r} is looked for in a folder of data folders, and none is given\n{about}{LAYOUT}")
+        raise Absent(f"the data set {folder!r} is looked for in a folder of data folders, and none is given\n{about}{LAYOUT}")
     if not place.is_dir():
-        raise ZooError(f"no folder {place}\n{about}{LAYOUT}")
+        raise Absent(f"no folder {place}\n{about}{LAYOUT}")
     found: dict[str, Path | None] = {}
     faults = []
     for name in Tables._fields:

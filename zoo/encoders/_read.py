@@ -11,7 +11,7 @@ from torch import Tensor
 from zoo.errors import ZooError
 from zoo.types import Tokens
 
-WEIGHTS = ("*.safetensors", "pytorch_model*.bin")  # files of weights as transformers looks for them, the preferred ones first
+WEIGHTS = ("model*.safetensors", "pytorch_model*.bin")  # files of weights as transformers looks for them, the preferred ones first
 
 
 def depth_of(layer: int, layers: int, name: str) -> int:

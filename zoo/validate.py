@@ -1,0 +1,281 @@
+"""Look at a recipe before it costs anything: some rows of its data, its model without weights, and the memory of a step."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from copy import copy
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import nn
+
+from zoo.collate import Known, PairCollate
+from zoo.config import hints_of, part_kind, settings, split_spec
+from zoo.errors import Absent, ZooError
+from zoo.fetch import hub_cache, located
+from zoo.models._notes import NoteProcessor
+from zoo.recipe import Recipe
+from zoo.registry import entry, lookup, make
+from zoo.shapes import Line, Memory, kept, memory, trace, without_weights
+from zoo.train import make_step
+from zoo.types import Batch, Pair, PairData, Row
+from zoo.update import Step
+
+_UNCUT = 1 << 30  # tokens: longer than any text
+_TITLES = ("red shoes", "a grey coat for cold days", "garden", "红色的鞋", "blue cup and plate, hand made")
+
+
+class Part(NamedTuple):
+    """A child of the model, or the objective, and how many weights it has."""
+
+    name: str
+    parameters: int
+    trained: int
+    adapters: int  # of the trained ones
+
+
+class Texts(NamedTuple):
+    """Lengths of the prompts in tokens, without the tokens of images."""
+
+    median: int
+    longest: int
+    limit: int | None  # without the last words, which are never cut; None: the model has no such limit
+    cut: int  # rows that are shortened
+
+
+class Contrast(NamedTuple):
+    """What a row of the batch can learn from."""
+
+    positives: int  # rows that have one, and both are seen by the model
+    negatives: float  # mean over those rows
+    fewest: int
+    known: int  # pairs of rows that belong together without being each other's positive
+
+
+class Report(NamedTuple):
+    """What `validate` found."""
+
+    rows: int
+    data: str  # where they come from
+    missing: dict[str, float]  # share of the rows without it
+    texts: Texts
+    contrast: Contrast
+    shapes: list[Line]
+    parts: list[Part]
+    memory: dict[str, Memory]  # as the recipe says, and in the other ways that there are
+    notes: list[str]  # what is not as in training
+    faults: list[str]  # why the recipe cannot be trained
+
+
+def validate(
+    recipe: Recipe,
+    *,
+    data_root: str | Path | None = None,
+    rows: int = 32,
+    processes: int = 1,
+    deep: bool = False,
+    cache: Path | None = None,
+) -> Report:
+    """Open some rows, build the model without memory, and run them through it.
+
+    Args:
+        recipe: Of the run.
+        data_root: The folder that holds the folders of data sets.
+        rows: How many are opened, an even number: two make a pair.
+        processes: GPUs that shall train together, for the memory.
+        deep: Shapes of every module.
+        cache: The hub's cache folder; None: the hub's own. Tokenizers and configurations are looked for there, weights are not.
+
+    Raises:
+        ZooError: On a fault of the recipe or of data that is there, or if the model cannot be run so.
+    """
+    if rows < 2 or rows % 2:
+        raise ZooError(f"rows: {rows} rows are no pairs: write an even number")
+    notes: list[str] = []
+    light = replace(recipe, model=without_pretrained("model", recipe.model, hub_cache() if cache is None else cache, notes))
+    light = replace(light, run=replace(light.run, gradient_checkpointing=False))
+    with torch.device("meta"):
+        step = without_weights(make_step(light)).train()
+    pairs, known, source = _pairs(recipe, data_root, rows // 2, step.model.processor, notes)
+    opened = [row for side in zip(*pairs, strict=True) for row in side]
+    batch = PairCollate(step.model.processor, known)(pairs)
+    contrast = _contrast(batch, [step.model.processor.sees(row) for row in opened])
+    faults = [] if contrast.positives else ["no row has a positive that the model sees: nothing can be learned from these rows"]
+    if contrast.positives and not contrast.negatives:
+        faults.append(
+            "no row has a negative: all are the same item or belong together; write a larger run.batch_size, or look at the pairs"
+        )
+    return Report(
+        len(opened),
+        source,
+        _missing(opened, batch, step.model.processor),
+        _texts(step.model.processor, opened, batch),
+        contrast,
+        trace(step, batch, recipe.run.precision, deep=deep),
+        [*(_part(n, m) for n, m in step.model.named_children()), _part("objective", step.objective)],
+        _memory(step, PairCollate(step.model.processor, known), pairs, recipe, processes),
+        notes,
+        faults,
+    )
+
+
+def without_pretrained(kind: str, spec: Any, cache: Path, notes: list[str]) -> dict[str, Any]:
+    """A part as a recipe writes it, turned into one of the same shape that reads no weights and takes no memory where it can.
+
+    Args:
+        kind: Of the part.
+        spec: As in a recipe.
+        cache: The hub's cache folder, for tokenizers and configurations.
+        notes: Gets what then is not as in training.
+    """
+    name, given = split_spec(spec)
+    maker, carried = lookup(kind, name)
+    takes, hints, remote = settings(maker), hints_of(maker), entry(kind, name.partition(":")[0]).remote
+    chosen = {key: p.default for key, p in takes.items()} | given | carried
+    out: dict[str, Any] = {"name": name, **given}
+    for each in remote(chosen) if remote is not None else ():
+        folder = located(each, cache)
+        if kind == "backbone" and each.role == "tokenizer":
+            out["tokenizer"] = "bytes" if folder is None else str(folder)
+            if folder is None:
+                notes.append(
+                    f"the tokenizer {each.repo} is not here (zoo fetch): texts are counted in bytes, and are longer than in training"
+                )
+        if kind == "backbone" and each.role == "config" and folder is not None:
+            out["config"] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    out |= {"device": "meta"} if "device" in takes else {}
+    out |= {"pretrained": False} if "pretrained" in takes else {}
+    for key, value in chosen.items():
+        inner = part_kind(hints.get(key))
+        if inner in ("encoder", "backbone") and value is not None:
+            out[key] = without_pretrained(inner, value, cache, notes)
+    return out
+
+
+def _pairs(
+    recipe: Recipe, data_root: str | Path | None, wanted: int, processor: Any, notes: list[str]
+) -> tuple[list[Pair], Known | None, str]:
+    """Training pairs, what is known to belong together, and where they come from."""
+    try:
+        data: PairData = make("data", recipe.data, Path(data_root) if data_root is not None else None)
+    except Absent as e:
+        notes.append(f"the data is not here ({str(e).partition(chr(10))[0]}): the rows are MADE UP, and so are lengths and missing rates")
+        return _made_up(recipe, wanted, processor), None, "made up"
+    train = data.pairs("train")
+    drawn = np.random.default_rng(recipe.seed).choice(len(train), min(wanted, len(train)), replace=False)
+    if len(drawn) < wanted:
+        notes.append(f"the data has {len(train)} training pairs, fewer than {wanted}")
+    pairs = [Pair(*(data.notes[int(i)] for i in train[j])) for j in drawn]
+    return pairs, Known.of(torch.from_numpy(train), len(data.notes)), f"{len(data.notes)} items, {len(train)} training pairs"
+
+
+def _made_up(recipe: Recipe, wanted: int, processor: Any) -> list[Pair]:
+    """Rows of the right form: one in eight without a picture, one in eight without text, as far as the data shows either."""
+    shown = split_spec(recipe.data)[1].get("inputs") or ["text", "image"]
+    random = np.random.default_rng(recipe.seed)
+
+    def row(i: int) -> Row:
+        made: dict[str, Any] = {"id": i}
+        if "text" in shown and i % 8 != 1:
+            title = _TITLES[i % len(_TITLES)]
+            made |= {"title": title, "topic": "home", "content": f"{title}. " * int(random.integers(1, 12))}
+        if "image" in shown and i % 8 != 2:
+            made["image"] = Image.fromarray(random.integers(0, 256, (48, 64, 3), dtype=np.uint8))
+        return made
+
+    rows = [row(i) for i in range(2 * wanted)]
+    if not any(processor.sees(r) for r in rows):
+        raise ZooError(
+            f"this model looks at {', '.join(processor.keys())}, of which no rows can be made up: name the data, with --data DIR"
+        )
+    return [Pair(rows[i], rows[i + wanted]) for i in range(wanted)]
+
+
+def _missing(rows: Sequence[Row], batch: Batch, processor: Any) -> dict[str, float]:
+    """Of each key that the model reads, and of text as a whole."""
+    keys: Sequence[str] = processor.keys()
+    out = {key: float(np.mean([_is_empty(row.get(key)) for row in rows])) for key in keys}
+    said = [x.extra["has_text"] for x in batch.inputs.values() if "has_text" in x.extra]
+    return out | ({"any text": 1 - float(said[0].float().mean())} if said else {})
+
+
+def _is_empty(value: Any) -> bool:
+    return value is None or (isinstance(value, str | list | tuple) and not value)
+
+
+def _texts(processor: Any, rows: Sequence[Row], batch: Batch) -> Texts:
+    text = batch.inputs.get("text")
+    if text is None:
+        return Texts(0, 0, None, 0)
+    lengths = text.mask.sum(1) if text.mask is not None else torch.full((len(text.values),), text.values.shape[1])
+    found = Texts(int(lengths.median()), int(lengths.max()), None, 0)
+    if not isinstance(processor, NoteProcessor):
+        return found
+    uncut = copy(processor)
+    uncut.max_tokens, uncut.image = _UNCUT, None
+    whole = torch.tensor([len(uncut(row)["text"].values) for row in rows])
+    seen = torch.tensor([len(processor(row)["text"].values) for row in rows])
+    return found._replace(limit=processor.max_tokens, cut=int((whole > seen).sum()))
+
+
+def _contrast(batch: Batch, seen: Sequence[bool]) -> Contrast:
+    assert batch.ids is not None
+    assert batch.positive is not None
+    there = torch.tensor(seen)
+    excluded = batch.ids[:, None] == batch.ids  # (B, B)
+    rows = torch.arange(len(batch.ids))
+    has = (batch.positive >= 0) & there & there[batch.positive] & (batch.ids != batch.ids[batch.positive])
+    excluded[rows, batch.positive] = True
+    before = int(excluded.sum())
+    if batch.known is not None:
+        excluded[batch.known[:, 0], batch.known[:, 1]] = True
+    negatives = (~excluded & there).sum(1)[has].float()
+    known = (int(excluded.sum()) - before) // 2
+    return Contrast(
+        int(has.sum()), float(negatives.mean()) if len(negatives) else 0.0, int(negatives.min()) if len(negatives) else 0, known
+    )
+
+
+def _part(name: str, module: nn.Module) -> Part:
+    trained = {n: p.numel() for n, p in module.named_parameters() if p.requires_grad}
+    return Part(
+        name,
+        sum(p.numel() for p in module.parameters()),
+        sum(trained.values()),
+        sum(count for n, count in trained.items() if "lora_" in n),  # peft's names
+    )
+
+
+def _memory(step: Step, collate: PairCollate, pairs: Sequence[Pair], recipe: Recipe, processes: int) -> dict[str, Memory]:
+    """As the recipe says, and what checkpointing of gradients and sharding would change."""
+    run = recipe.run
+    alive = -(-run.gradcache // 2) if run.gradcache else run.batch_size  # pairs whose activations are there at once
+    batch = collate([pairs[i % len(pairs)] for i in range(alive)])
+    once = kept(step, batch, run.precision)
+    step.model.checkpoint_gradients()
+    again = kept(step, batch, run.precision)
+    ways = {"as the recipe says": (run.gradient_checkpointing, run.shard)}
+    ways |= {"with gradient_checkpointing": (True, run.shard)} if not run.gradient_checkpointing else {}
+    ways |= {f"with shard over {processes}": (run.gradient_checkpointing, True)} if processes > 1 and not run.shard else {}
+    ways |= {"with both": (True, True)} if processes > 1 and not (run.shard or run.gradient_checkpointing) else {}
+    return {
+        name: memory(step, once, again, checkpointing=checkpointing, processes=processes, shard=shard)
+        for name, (checkpointing, shard) in ways.items()
+    }
+
+
+def plain(report: Report) -> Mapping[str, Any]:
+    """The report as plain values, for JSON."""
+    return {
+        **report._asdict(),
+        "texts": report.texts._asdict(),
+        "contrast": report.contrast._asdict(),
+        "shapes": [line._asdict() for line in report.shapes],
+        "parts": [part._asdict() for part in report.parts],
+        "memory": {name: {**m._asdict(), "total": m.total} for name, m in report.memory.items()},
+    }
