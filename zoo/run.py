@@ -70,7 +70,9 @@ class Shown(Sequence[Row]):
         return row
 
 
-def embed(model: Any, notes: Sequence[Row], *, batch_size: int = 256, show_progress: bool | None = None) -> np.ndarray:
+def embed(
+    model: Any, notes: Sequence[Row], *, batch_size: int = 256, show_progress: bool | None = None, only: np.ndarray | None = None
+) -> np.ndarray:
     """Vectors of all items, (N, D) float32 of length 1; an item of which this model sees nothing gets the zero vector.
 
     Args:
@@ -78,13 +80,16 @@ def embed(model: Any, notes: Sequence[Row], *, batch_size: int = 256, show_progr
         notes: Rows, each read once.
         batch_size: Rows at a time.
         show_progress: None: a bar when there are many rows and somebody watches.
+        only: (n,) int64 items to embed, the rest gets the zero vector too; None: all.
     """
     vectors = np.zeros((len(notes), model.dim), dtype=np.float32)
-    for start in progress(range(0, len(notes), batch_size), "embedding", show_progress):
-        rows = [notes[i] for i in range(start, min(start + batch_size, len(notes)))]
+    wanted = np.arange(len(notes)) if only is None else only
+    for start in progress(range(0, len(wanted), batch_size), "embedding", show_progress):
+        here = wanted[start : start + batch_size]
+        rows = [notes[int(i)] for i in here]
         seen = [i for i, row in enumerate(rows) if model.processor.sees(row)]
         if seen:
-            vectors[start + np.array(seen)] = model.encode([rows[i] for i in seen], batch_size, False)
+            vectors[here[seen]] = model.encode([rows[i] for i in seen], batch_size, False)
     return vectors
 
 
@@ -150,7 +155,7 @@ def check_questions(recipe: Recipe, data: PairData) -> None:
 
 
 def measure_model(model: nn.Module, data: PairData, recipe: Recipe) -> tuple[list[Metric], np.ndarray]:
-    """Every metric that the recipe asks for, and the vectors (N, D) of all items with both modalities shown.
+    """Every metric that the recipe asks for, and the vectors (N, D) of the items that it asks about with both modalities shown.
 
     An input of which the model sees nothing on any item, images for a model without eyes, has no metric, nor has one that hides nothing
     from it: text for the same model.
@@ -158,8 +163,10 @@ def measure_model(model: nn.Module, data: PairData, recipe: Recipe) -> tuple[lis
     metrics: list[Metric] = []
     vectors: dict[Input, np.ndarray] = {}
     inputs: tuple[Input, ...] = ("both", *recipe.evaluate.inputs)
+    split = recipe.evaluate.split
+    asked = np.union1d(data.pool(split), data.pairs(split))
     for shown in dict.fromkeys(inputs):
-        vectors[shown] = embed(model, Shown(data.notes, shown), batch_size=recipe.evaluate.batch_size)
+        vectors[shown] = embed(model, Shown(data.notes, shown), batch_size=recipe.evaluate.batch_size, only=asked)
         same = shown != "both" and np.array_equal(vectors[shown], vectors["both"])
         if shown == "both" and not vectors[shown].any():
             raise ZooError("this model sees nothing of any item: give it data whose data.inputs it looks at")

@@ -185,8 +185,8 @@ def planted_neglect(
     total = sum(sizes.values())
     topic, style = draw.integers(topics, size=total), draw.integers(styles, size=total)
     texts = [_write(draw, world, int(a), topics + int(b), short_share) for a, b in zip(topic, style, strict=True)]
-    seen = (topic, style) if informative else (draw.integers(topics, size=total), draw.integers(styles, size=total))
-    images = _draw(draw, world, *seen)
+    others = draw.integers(topics, size=total), draw.integers(styles, size=total)  # drawn always: texts and pairs stay the same
+    images = _draw(draw, world, *((topic, style) if informative else others))
     starts = np.cumsum([0, *sizes.values()])
     notes = {split: np.arange(start, start + sizes[split]) for split, start in zip(SPLITS, starts[:-1], strict=True)}
     both = topic * styles + style
