@@ -38,6 +38,7 @@ COMMANDS = (
     "eval",
     "report",
     "compare",
+    "diagnose",
     "bench",
 )
 TINY = {

@@ -14,6 +14,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # the same names, spelled out for editors and type checkers
+    from zoo.diagnose import diagnose as diagnose
     from zoo.errors import ZooError as ZooError
     from zoo.hub import load as load
     from zoo.hub import save as save
@@ -33,6 +34,7 @@ _HOME = {
     "ZooError": "errors",
     "build": "registry",
     "build_from": "recipe",
+    "diagnose": "diagnose",
     "evaluate": "run",
     "info": "registry",
     "list_models": "registry",

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from zoo.errors import ZooError
-from zoo.evaluate import plots
+from zoo.evaluate import diagnosis_plots, plots
 from zoo.evaluate.retrieval import topk
 from zoo.files import write_bytes, write_text
 from zoo.types import PairData, Row
@@ -33,7 +33,7 @@ def report(folder: Path) -> Path:
     examples, no evaluation yet) has no section.
 
     Args:
-        folder: Holds any of ``recipe.yaml``, ``log.jsonl``, ``metrics.json``, ``examples.json``, ``arms/*/log.jsonl``.
+        folder: Holds any of ``recipe.yaml``, ``log.jsonl``, ``metrics.json``, ``examples.json``, ``diagnosis.json``, ``arms/*/log.jsonl``.
 
     Returns:
         The page.
@@ -46,7 +46,8 @@ def report(folder: Path) -> Path:
     logs = _logs(folder, metrics)
     if not (metrics or logs or recipe.is_file()):
         raise ZooError(f"{folder} holds no run: expected recipe.yaml, log.jsonl or metrics.json in it")
-    pictures = _pictures(metrics, logs)
+    diagnosis = _read_json(folder / "diagnosis.json") or {}
+    pictures = _pictures(metrics, logs) | diagnosis_plots.pictures(diagnosis)
     for name, png in pictures.items():
         write_bytes(folder / "plots" / f"{name}.png", png)
     page = _environment().get_template(_TEMPLATE.name)
@@ -57,6 +58,7 @@ def report(folder: Path) -> Path:
         comparisons=metrics.get("comparisons", []),
         tables=_tables(metrics),
         pictures={name: base64.b64encode(png).decode() for name, png in pictures.items()},
+        diagnosis=diagnosis,
         examples=_read_json(folder / "examples.json") or [],
         arms=metrics.get("arms", {}),
         facts={"Data": _flat(metrics.get("data", {})), "Machine": _flat(metrics.get("machine", {}))},

@@ -100,7 +100,7 @@ class Stepping(Protocol):
 class Attentive(Protocol):
     """A backbone that can show its attention, for diagnosis."""
 
-    def attention(self) -> AbstractContextManager[list[Tensor]]:
+    def watch_attention(self) -> AbstractContextManager[list[Tensor]]:
         """Inside, a forward pass appends the attention of each layer, first to last: (B, heads, S, S) after the softmax, in the graph."""
 
 

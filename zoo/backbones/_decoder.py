@@ -52,7 +52,7 @@ class Decoder(nn.Module):
         return out.last_hidden_state
 
     @contextmanager
-    def attention(self) -> Iterator[list[Tensor]]:
+    def watch_attention(self) -> Iterator[list[Tensor]]:
         """Inside, a forward pass appends the attention of each layer, first to last: (B, heads, S, S) after the softmax, in the graph."""
         seen: list[Tensor] = []
         implementation = self.model.config._attn_implementation  # there is a public way to set it, and none to ask

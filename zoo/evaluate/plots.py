@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-MAIN, TRAINED, UNTRAINED, INK, FAINT = "#2a6fad", "#8db4d6", "#bfc3c9", "#23272e", "#e3e5e8"
-_LINES = (MAIN, "#c2571a", "#3c8d5a", "#8a5a9e", "#8c7a2b", "#5b6470")
+from zoo.evaluate._style import FAINT, INK, LINES, MAIN, TRAINED, UNTRAINED, plain, png
+
+__all__ = ["MAIN", "TRAINED", "UNTRAINED", "Bar", "loss_plot", "recall_plot"]
 
 
 class Bar(NamedTuple):
@@ -36,7 +35,7 @@ def loss_plot(logs: Mapping[str, Sequence[Mapping[str, Any]]]) -> bytes:
     figure = Figure(figsize=(9, 3.9 if has_rate else 3.1), layout="constrained")
     axes = figure.subplots(2 if has_rate else 1, 1, sharex=True, squeeze=False, height_ratios=(4, 1) if has_rate else None)[:, 0]
     for i, (name, lines) in enumerate(logs.items()):
-        colour = _LINES[i % len(_LINES)]
+        colour = LINES[i % len(LINES)]
         steps, losses = np.array([(line["step"], line["loss"]) for line in lines], np.float64).T
         window = max(1, len(losses) // 25)
         if window > 1:
@@ -55,8 +54,8 @@ def loss_plot(logs: Mapping[str, Sequence[Mapping[str, Any]]]) -> bytes:
     axes[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
     for one in axes:
         one.grid(color=FAINT, linewidth=0.8)
-        _plain(one)
-    return _png(figure)
+        plain(one)
+    return png(figure)
 
 
 def recall_plot(bars: Sequence[Bar], panels: Sequence[str], axis: str) -> bytes:
@@ -85,28 +84,12 @@ def recall_plot(bars: Sequence[Bar], panels: Sequence[str], axis: str) -> bytes:
         one.xaxis.set_major_locator(MaxNLocator(4))
         one.grid(axis="x", color=FAINT, linewidth=0.8)
         one.tick_params(axis="y", length=0)
-        _plain(one)
+        plain(one)
     axes[0].set_yticks(places, [bar.label for bar in bars])
-    return _png(figure)
+    return png(figure)
 
 
 def _running_mean(values: np.ndarray, window: int) -> np.ndarray:
     """Centred; at the ends over what is there, so that the curve neither lags nor drops to 0."""
     ones = np.ones(window)
     return np.convolve(values, ones, "same") / np.convolve(np.ones(len(values)), ones, "same")
-
-
-def _plain(axes: Axes) -> None:
-    axes.spines[["top", "right", "left"]].set_visible(False)
-    axes.spines["bottom"].set_color(FAINT)
-    axes.tick_params(labelsize=9, color=FAINT, labelcolor=INK)
-    axes.xaxis.label.set(size=9, color=INK)
-    axes.yaxis.label.set(size=9, color=INK)
-    axes.set_axisbelow(True)
-
-
-def _png(figure: Figure) -> bytes:
-    """Without the name and version of the program in it: the same numbers give the same bytes."""
-    file = io.BytesIO()
-    figure.savefig(file, format="png", dpi=160, metadata={"Software": None})
-    return file.getvalue()

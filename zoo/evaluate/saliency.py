@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from zoo.errors import ZooError
+from zoo.evaluate._unavailable import Unavailable
+from zoo.kernels.contrastive import contrastive_loss
+from zoo.types import Attentive, Batch, ModelOutput
 
 
 class Saliency(NamedTuple):
@@ -41,5 +45,57 @@ def saliency(attention: Tensor, gradient: Tensor, read: int, image: tuple[int, i
     flow = (attention * gradient).sum(1).abs()[:, : read + 1, : read + 1].tril(-1)  # (B, read + 1, read + 1)
     visual = flow[:, read, first : last + 1].sum(1)
     text = flow[:, read, :read].sum(1) - visual
-    other = flow.sum((1, 2)) - visual - text
+    other = flow[:, :read].sum((1, 2))
     return Saliency(visual / size, text / (read - size), other / (read * (read - 1) / 2))
+
+
+def batch_saliency(model: Any, batch: Batch, *, scale: float) -> Tensor:
+    """The scores of every layer of the model's backbone, for the contrastive loss of the main embedding alone, as in the released code.
+
+    Unlike there, dropout is off. Weights and gradients of the model stay as they are.
+
+    Args:
+        model: Has one `Attentive` backbone, and says in ``ModelOutput.aux`` where it reads and where the image is.
+        batch: Of pairs, on the model's device.
+        scale: Of the cosines in the loss.
+
+    Returns:
+        (layers, R, 3) float64: visual, text, other of the R rows that show an image.
+
+    Raises:
+        Unavailable: If the model shows no attention, or no tokens of an image stand in the sequence that its backbone reads.
+    """
+    backbones = [module for module in model.modules() if isinstance(module, Attentive)]
+    if len(backbones) != 1:
+        raise Unavailable(f"the scores are those of one backbone that shows its attention, and this model has {len(backbones)}")
+    with backbones[0].watch_attention() as attention, torch.enable_grad():
+        out: ModelOutput = model(batch)
+        places = [out.aux[name].tolist() if name in out.aux else [] for name in ("read", "image_first", "image_last")]
+        rows = [
+            (i, read, first, last)
+            for i, (read, first, last) in enumerate(zip(*places, strict=True))
+            if 0 <= first <= last < read and last - first + 1 < read
+        ]
+        if not rows:
+            raise Unavailable("no tokens of an image stand in the sequence that this model's backbone reads")
+        gradients = torch.autograd.grad(_main_loss(model.outputs[0], out, batch, scale), attention)
+    layers = []
+    for weights, gradient in zip(attention, gradients, strict=True):
+        flow = weights.detach().double(), gradient.double()
+        scores = [saliency(flow[0][i : i + 1], flow[1][i : i + 1], read, (first, last)) for i, read, first, last in rows]
+        layers.append(torch.stack([torch.cat(score) for score in scores]))  # (R, 3)
+    return torch.stack(layers).cpu()
+
+
+def _main_loss(main: str, out: ModelOutput, batch: Batch, scale: float) -> Tensor:
+    return contrastive_loss(
+        out.embeddings[main].float(),
+        scale=scale,
+        positive=batch.positive,
+        ids_x=batch.ids,
+        known=batch.known,
+        present=out.present.get(main),
+        direction="rows",
+        normalize=True,
+        validate=False,
+    )
