@@ -2,6 +2,10 @@
 
 import copy
 import json
+import os
+import socket
+import subprocess
+import sys
 
 import open_clip
 import pytest
@@ -15,10 +19,11 @@ from torch.nn import functional as F
 import zoo
 from zoo.adapters import Adapter, count
 from zoo.errors import ZooError
+from zoo.files import write_text
 from zoo.freeze import freeze
 from zoo.lora import adapt, merge, merged_state
 from zoo.optimizer import make_optimizer
-from zoo.recipe import load_recipe
+from zoo.recipe import dump, load_recipe
 from zoo.registry import build, make
 from zoo.run import train_and_measure
 from zoo.train import make_step, train
@@ -216,7 +221,7 @@ def test_merged_is_unmerged(name):
         merge(model)
         torch.testing.assert_close(model.eval()(x), unmerged, rtol=1e-4, atol=1e-4)  # float32, a few layers of sums in another order
     assert set(model.it.state_dict()) == set(names) == {n for n, _ in kept.items()} | {n for n, _ in model.it.named_buffers()}
-    assert not any(isinstance(m, LoraLayer) for m in model.modules())
+    assert not any(isinstance(m, LoraLayer) or "peft_config" in vars(m) for m in model.modules())
     assert all(torch.equal(value, model.state_dict()[n]) for n, value in state.items())
 
 
@@ -422,6 +427,12 @@ def test_gradient_checkpointing_changes_no_loss(recipe, data, monkeypatch):
     assert len(seen) == 4 * 2  # steps times layers: freezing, which keeps a module in eval mode, would turn it off
 
 
+def test_gradcache_gives_the_same_losses(recipe, data):
+    train(recipe("whole"), loaded=data)
+    train(recipe("chunks", run__gradcache=8), loaded=data)
+    assert losses(recipe("chunks")) == pytest.approx(losses(recipe("whole")), rel=1e-4)
+
+
 def test_bfloat16(recipe, data):
     train(recipe(run__precision="bf16", optimizer__lr=1e-3), loaded=data)
     train(recipe("precise", optimizer__lr=1e-3), loaded=data)
@@ -462,3 +473,54 @@ def test_peft_loads_the_adapters_alone(recipe, data, adapters):
     assert wanted.keys() == loaded.state_dict().keys()
     for name, value in loaded.state_dict().items():
         torch.testing.assert_close(value, wanted[name], rtol=1e-5, atol=1e-6)
+
+
+# Over processes
+
+TOGETHER = """
+import sys, torch
+from zoo.train import train
+model = train(sys.argv[1])
+torch.save(dict(model.state_dict()) if "shard" not in sys.argv else {}, sys.argv[2])
+"""
+
+
+def together(folder, settings, *how):
+    """The weights that two processes end with."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    shared = {**os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "ACCELERATE_USE_CPU": "true"}
+    recipe = write_text(folder / f"{settings.out.name}.yaml", dump(settings))
+    files = [folder / f"rank{rank}.pt" for rank in range(2)]
+    processes = []
+    try:
+        for rank, file in enumerate(files):
+            own = {**shared, "RANK": str(rank), "LOCAL_RANK": str(rank), "OMP_NUM_THREADS": "1"}
+            with file.with_suffix(".txt").open("wb") as said:
+                command = [sys.executable, "-c", TOGETHER, str(recipe), str(file), *how]
+                processes.append(subprocess.Popen(command, stdout=said, stderr=said, env=own))
+        for process, file in zip(processes, files, strict=True):
+            assert process.wait(300) == 0, file.with_suffix(".txt").read_text()
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait(60)
+    return [torch.load(file, weights_only=True) for file in files]
+
+
+@pytest.mark.slow
+def test_two_processes_agree_and_sharded_ones_learn_the_same(recipe, tmp_path):
+    settings = recipe("pair", run__batch_size=10, run__threads=1)
+    first, second = together(tmp_path, settings)
+    saved = load_file(settings.out / "model.safetensors")
+    assert first.keys() == second.keys() == saved.keys()
+    assert all(torch.equal(first[n], second[n]) and torch.equal(first[n], saved[n]) for n in saved)
+
+    sharded = recipe("sharded", run__batch_size=10, run__threads=1, run__shard=True)
+    together(tmp_path, sharded, "shard")
+    there = load_file(sharded.out / "model.safetensors")
+    assert there.keys() == saved.keys()
+    for name in saved:
+        torch.testing.assert_close(there[name], saved[name], rtol=1e-3, atol=1e-4, msg=name)
+    assert count(sharded.out) == count(settings.out) > 0
