@@ -34,7 +34,7 @@ TINY = {
     "data": {"name": "planted_notes", "notes": 300, "users": 300, "image_size": 16},
     "objective": "pair_infonce",
     "run": {"steps": 2, "batch_size": 8, "log_every": 1, "device": "cpu"},
-    "evaluate": {"protocols": ["multi"], "k": [5], "main": {"protocol": "multi", "k": 5}, "bootstrap": 20, "inputs": ["both", "text"]},
+    "evaluate": {"protocols": ["multi"], "k": [5, 50], "main": {"protocol": "multi", "k": 5}, "bootstrap": 20, "inputs": ["both", "text"]},
     "baselines": {"bm25": "bm25", "base": {"model.fusion": "early"}},
     "out": "runs/tiny",
 }
@@ -118,7 +118,7 @@ class TestTrials:
         assert "grid c: it stands there twice: write all of its values into one" in str(refused.value)
 
     def test_all_faults_at_once_and_before_anything(self, tmp_path):
-        other = {**TINY, "evaluate": {**TINY["evaluate"], "k": [5, 6]}, "out": "runs/other"}
+        other = {**TINY, "evaluate": {**TINY["evaluate"], "k": [5, 6, 7]}, "out": "runs/other"}
         for arguments, says in (
             (
                 {"overrides": ["seed=3", "out=x"]},
@@ -171,12 +171,8 @@ class TestResults:
 
     def test_mean_and_spread(self, finished):
         cell = found_in(of(finished, "tiny, base"))
-        recalls = [
-            m.recall
-            for s in (0, 1)
-            for m in zoo.evaluate(finished.folder / f"tiny, base/seed_{s}")
-            if (m.subset, m.input) == ("all", "both")
-        ]
+        metrics = [m for seed in (0, 1) for m in zoo.evaluate(finished.folder / f"tiny, base/seed_{seed}")]
+        recalls = [m.recall for m in metrics if (m.protocol, m.subset, m.input, m.k) == MAIN]
         assert list(cell["recall"].values()) == recalls
         assert (cell["n"], cell["mean"], cell["std"]) == (2, np.mean(recalls), np.std(recalls, ddof=1))
 
@@ -199,6 +195,14 @@ class TestResults:
         assert mine["difference"]["mean"] == pytest.approx(mine["mean"] - other["mean"], abs=1e-12)
         assert other["difference"] is None
 
+    def test_a_difference_is_that_of_the_means(self, finished):
+        """At every k, on every subset: what was kept of each query belongs to it."""
+        reference = {(m["subset"], m["input"], m["k"]): m["mean"] for m in of(finished, "tiny")["metrics"]}
+        metrics = of(finished, "tiny, base")["metrics"]
+        assert len(metrics) == 12
+        for m in metrics:
+            assert m["difference"]["mean"] == pytest.approx(m["mean"] - reference[m["subset"], m["input"], m["k"]], abs=1e-12), m
+
     def test_the_table(self, finished):
         lines = finished.table.splitlines()
         assert lines[0] == "# Recall@5, multi, split test; mean ± standard deviation over n seeds"
@@ -210,7 +214,7 @@ class TestResults:
         assert [c.strip() for c in heads[0].strip("|").split("|")] == ["cell", "shown", "all", "short query", "short target"]
         cells = ("tiny", "tiny, bm25", "tiny, base")
         both = [(cell, shown) for cell in cells for shown in ("both", "text") if "bm25" not in cell or shown == "both"]
-        assert [(row[0], row[1]) for row in rows[3:]] == both
+        assert [(row[0], row[1]) for row in rows[3:]] == both * 2  # at 5 and at 50
 
     def test_a_grid_on_the_test_split_is_told_what_it_is_not_for(self, finished):
         assert "picked on the test split: pick with evaluate.split=val" in markdown({**finished.numbers, "grid": True})

@@ -244,7 +244,7 @@ def _headline(cell: Mapping[str, Any], key: Key, budget: float | None) -> list[s
     difference = found["difference"] if found else None
     remarks = [f"seed {seed} failed" for seed in cell["failed"]]
     if budget is not None and max(seconds, default=0.0) > budget:
-        remarks.append(f"over the budget of {budget:g} s: {max(seconds):.0f} s")
+        remarks.append(f"over the budget of {budget:g} s: {max(seconds):.1f} s")
     return [
         cell["cell"],
         str(found["n"] if found else 0),

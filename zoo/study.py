@@ -131,7 +131,7 @@ def perform(trial: Trial, data: PairData, *, fresh: bool = False) -> None:
         _write(trial, data.fingerprint, "failed", str(e))
         return
     queries = {f"queries/{m.protocol}/{m.subset}": m.queries for m in done.metrics}
-    hits = {"/".join(_names(m)): m.hits for m in done.metrics}
+    hits = {"/".join(_names(m)): np.ascontiguousarray(m.hits) for m in done.metrics}  # of strided arrays, safetensors would save others
     write_bytes(trial.recipe.out / "hits.safetensors", save(queries | hits))
     numbers: dict[str, Any] = {"records": [m.record() for m in done.metrics], "seconds": done.seconds, "parameters": done.parameters}
     _write(trial, data.fingerprint, "done", **numbers, questions=_questions(trial, data), machine=machine() | {"commit": commit()})
@@ -177,7 +177,7 @@ def result(trial: Trial) -> Result:
         for record in there["records"]:
             queries = arrays[f"queries/{record['protocol']}/{record['subset']}"]
             hits = arrays["/".join(str(record[name]) for name in ("protocol", "subset", "input", "k"))]
-            metrics.append(Metric(**{**record, "queries": queries, "hits": np.asarray(hits)}))
+            metrics.append(Metric(**{**record, "queries": queries, "hits": hits}))
     return Result(
         there["state"],
         there["message"],
