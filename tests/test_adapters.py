@@ -262,6 +262,12 @@ def test_dropout_of_an_adapter_in_a_frozen_tower():
     assert torch.equal(model(x), model(x))
 
 
+@pytest.mark.parametrize("kind", ["lora", "dora"])
+def test_without_weights(kind):
+    model = adapted(make("backbone", "qwen", size="tiny", device="meta"), kind=kind)
+    assert {p.device.type for p in model.parameters()} == {"meta"}
+
+
 # What cannot be
 
 

@@ -127,7 +127,7 @@ def _inject(module: nn.Module, adapter: Adapter, targets: Sequence[str]) -> None
                 parameter.data = parameter.data.float()  # bfloat16 would lose the optimizer's small steps
         if adapter.kind == "dora":
             weight = layer.get_base_layer().weight
-            layer.lora_magnitude_vector[_NAME].weight.data = torch.linalg.norm(weight.data.float(), dim=1)
+            layer.lora_magnitude_vector[_NAME].weight = nn.Parameter(torch.linalg.norm(weight.detach().float(), dim=1))
     for child in module.modules():
         if isinstance(child, _NORMS):
             freeze(child)
