@@ -144,7 +144,9 @@ def call(command, **keywords):
     return done.stdout
 
 
-@pytest.mark.parametrize("page", ["README.md", "ARCHITECTURE.md", "CHANGELOG.md", "docs/extending.md", "docs/kernels.md"])
+@pytest.mark.parametrize(
+    "page", ["README.md", "ARCHITECTURE.md", "CHANGELOG.md", "docs/diagnose.md", "docs/extending.md", "docs/kernels.md"]
+)
 def test_every_link_leads_somewhere(page):
     path = ROOT / page
     links = re.findall(r"\]\(([^)#]+)", path.read_text(encoding="utf-8"))

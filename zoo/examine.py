@@ -58,7 +58,8 @@ class Subject:
         self.tasks: dict[str, Task] = {name: task for name, task in asked.items() if recipe.evaluate.subsets or name == "all"}
         every = [array for task in self.tasks.values() for array in (task.pairs.ravel(), task.candidates)]
         self.notes = np.unique(np.concatenate(every))  # (n,) the notes that take part
-        shown = [{key for key in keys if (row := data.notes[int(i)]).get(key) is not None and row[key] != ""} for i in self.notes]
+        rows = (data.notes[int(i)] for i in self.notes)
+        shown = [{key for key in keys if _shows(row.get(key))} for row in rows]
         self.with_image = self.notes[[("image" in some) for some in shown]]
         if not len(self.with_image):
             raise ZooError(f"none of the {len(self.notes)} notes of split {self.split!r} shows an image: there is nothing to diagnose")
@@ -213,6 +214,11 @@ class Subject:
         """The lines of the training log; none if there is no log."""
         file = self.folder / "log.jsonl"
         return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.is_file() else []
+
+
+def _shows(value: Any) -> bool:
+    """Whether a value of a row holds anything; arrays always do."""
+    return value is not None and not (isinstance(value, str | list | tuple) and not value)
 
 
 def _shares(scores: torch.Tensor) -> torch.Tensor:

@@ -89,7 +89,7 @@ def batch_saliency(model: Any, batch: Batch, *, scale: float) -> Tensor:
 
 def _main_loss(main: str, out: ModelOutput, batch: Batch, scale: float) -> Tensor:
     return contrastive_loss(
-        out.embeddings[main].float(),
+        out.embeddings[main],
         scale=scale,
         positive=batch.positive,
         ids_x=batch.ids,
