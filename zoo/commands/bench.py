@@ -16,15 +16,18 @@ def bench(
     compare: Annotated[
         bool, typer.Option("--compare", help="Set our loss against what this machine stored; exit code 3 if slower.")
     ] = False,
-    results: Annotated[Path, typer.Option(metavar="DIR", help="Where make bench keeps results, a file for each machine.")] = Path(
-        "benchmarks/results"
-    ),
+    results: Annotated[
+        Path,
+        typer.Option(
+            metavar="DIR", help="A folder of results, a file for each machine; in a checkout, make bench writes benchmarks/results."
+        ),
+    ] = Path("benchmarks/results"),
     device: Annotated[str | None, typer.Option(help="cpu or cuda; else the GPU if there is one.")] = None,
 ) -> None:
-    """Time, memory and error of the contrastive loss beside other libraries' on this machine, in under a minute.
+    """Time, memory and error of the contrastive loss beside other libraries' on this machine, in about a minute.
 
-    Times are ratios: to ours, and to what a matmul of the same run needs for the same arithmetic. On a CPU they are process CPU
-    time of one thread.
+    time/ours and time/matmul are multiples of our time and of what a matmul of the same run needs for the same arithmetic; on a CPU
+    they are of process CPU time of one thread. Errors are relative to float64, of the loss and of the gradient of x.
     """
     from zoo.bench import bench as bench_
 
