@@ -129,7 +129,8 @@ class TestFeatures:
         out = encoder(ModalityInputs(values[None]))
         assert torch.equal(out.tokens[0], values)
         assert torch.equal(out.pooled, values[:1])
-        assert out.mask.all() and not list(encoder.parameters())
+        assert out.mask.all()
+        assert not list(encoder.parameters())
 
     @pytest.mark.parametrize(
         "thing, seen", [(np.zeros((4, 2)), r"of shape \(4, 2\)"), (np.zeros(3), r"of shape \(3,\)"), ("a.png", "a str")]
@@ -302,10 +303,10 @@ class TestStages:
             stage[0](**changes)
 
     def test_a_circle_is_told(self, stage, tmp_path):
-        go, cache = stage
+        go, _ = stage
         words = tmp_path / "words.yaml"
         words.write_text(dump(load_recipe(words, f"init_from=[{{recipe: {words}, parts: [backbone]}}]")))
-        with pytest.raises(ZooError, match="stages in a circle: .*words.yaml <- .*words.yaml: let one of them start from nothing"):
+        with pytest.raises(ZooError, match=r"stages in a circle: .*words.yaml <- .*words.yaml: let one of them start from nothing"):
             go()
 
     def test_several_processes_train_no_stage(self, stage, monkeypatch):
@@ -327,11 +328,18 @@ NAMES = [name.removeprefix(FOLDER) for name in recipes() if name.startswith(FOLD
 
 class TestRecipes:
     def test_they_are_all_there(self):
-        assert NAMES == ["aligned", "blind", "captions", "connector_rate", "main", "untaught", "words"]
+        assert NAMES == ["aligned", "blind", "captions", "connector_rate", "main", "pooled", "untaught", "words"]
 
     @pytest.mark.parametrize("name", [n for n in NAMES if n not in STAGES])
     def test_differ_from_the_main_one_in_one_thing(self, name):
-        changed = {"aligned": "init_from", "untaught": "init_from", "blind": "data", "connector_rate": "optimizer", "main": None}[name]
+        changed = {
+            "aligned": "init_from",
+            "untaught": "init_from",
+            "blind": "data",
+            "connector_rate": "optimizer",
+            "pooled": "model",
+            "main": None,
+        }[name]
         main, own = load_recipe(FOLDER + "main"), load_recipe(FOLDER + name)
         same = {"model", "data", "objective", "optimizer", "run", "evaluate", "init_from", "freeze", "seed"} - {changed}
         assert all(getattr(main, key) == getattr(own, key) for key in same)
