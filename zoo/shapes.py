@@ -118,11 +118,11 @@ def without_weights(step: Step) -> Step:
     return step
 
 
-def trace(step: Step, batch: Batch, precision: Precision = "no", *, deep: bool = False) -> list[Line]:
-    """The shapes on the way of a batch to its loss, in the order in which the modules end.
+def walk(step: Step, batch: Batch, precision: Precision = "no", *, deep: bool = False) -> tuple[list[Line], Kept]:
+    """The shapes on the way of a batch to its loss, in the order in which the modules end, and what stays in memory behind it.
 
     Args:
-        step: With or without weights.
+        step: With or without weights. If its model has checkpointing of gradients on, what stays is what stays with it.
         batch: Real.
         precision: Of the forward pass.
         deep: Every module; else the model's own children, the model and the loss.
@@ -131,38 +131,8 @@ def trace(step: Step, batch: Batch, precision: Precision = "no", *, deep: bool =
         ZooError: If a shape depends on values that nobody knows without weights.
     """
     lines: list[Line] = []
-    named = {f"model.{name}" if name else "model": module for name, module in step.model.named_modules() if deep or name.count(".") == 0}
-    handles = [
-        module.register_forward_hook(
-            lambda m, args, kwargs, out, name=name: lines.append(
-                Line(name.removeprefix("model."), _arguments(m, args, kwargs), _shapes(out))
-            ),
-            with_kwargs=True,
-        )
-        for name, module in named.items()
-    ]
-    try:
-        with running(precision):
-            loss = step(batch)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return [*lines, Line("loss", {}, _shapes({"total": loss.total, **loss.parts}))]
-
-
-def kept(step: Step, batch: Batch, precision: Precision = "no") -> Kept:
-    """What one forward pass of ``batch`` leaves for the backward pass, with checkpointing of gradients if the model has it on.
-
-    Args:
-        step: With or without weights.
-        batch: Real.
-        precision: Of the forward pass.
-
-    Raises:
-        ZooError: As `trace`.
-    """
-    weights = {_storage(p) for p in step.parameters()}
     held: dict[int, Tensor] = {}  # the tensors too: else the place of one that is gone is taken for it
+    weights = {_storage(p) for p in step.parameters()}
 
     def pack(x: Tensor) -> Tensor:
         if _storage(x) not in weights:
@@ -170,12 +140,24 @@ def kept(step: Step, batch: Batch, precision: Precision = "no") -> Kept:
         return x
 
     casts = _Casts(step.parameters())
-    with running(precision), casts, torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
-        loss = step(batch)  # held until all is counted
-    saved = sum(x.untyped_storage().nbytes() for x in held.values())
+    handles = [
+        module.register_forward_hook(
+            lambda m, args, kwargs, out, name=name: lines.append(Line(name or "model", _arguments(m, args, kwargs), _shapes(out))),
+            with_kwargs=True,
+        )
+        for name, module in step.model.named_modules()
+        if deep or "." not in name
+    ]
+    try:
+        with running(precision), casts, torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+            loss = step(batch)
+    finally:
+        for handle in handles:
+            handle.remove()
+    assert loss.total.requires_grad, "something is trained"
+    lines.append(Line("loss", {}, _shapes({"total": loss.total, **loss.parts})))
     blocks = sum(isinstance(m, GradientCheckpointingLayer) and m.gradient_checkpointing for m in step.modules())
-    assert loss.total.requires_grad, "the objective has a parameter at least"
-    return Kept(saved, sum(casts.bytes.values()), blocks)
+    return lines, Kept(sum(x.untyped_storage().nbytes() for x in held.values()), sum(casts.bytes.values()), blocks)
 
 
 def memory(step: Step, once: Kept, again: Kept, *, checkpointing: bool, processes: int, shard: bool) -> Memory:
@@ -183,8 +165,8 @@ def memory(step: Step, once: Kept, again: Kept, *, checkpointing: bool, processe
 
     Args:
         step: With or without weights.
-        once: `kept` without checkpointing of gradients.
-        again: `kept` with it.
+        once: Of `walk` without checkpointing of gradients.
+        again: With it.
         checkpointing: Whether it is on.
         processes: GPUs that train together.
         shard: Spread weights, gradients and optimizer state over them.

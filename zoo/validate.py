@@ -21,7 +21,7 @@ from zoo.fetch import hub_cache, located
 from zoo.models._notes import NoteProcessor
 from zoo.recipe import Recipe
 from zoo.registry import entry, lookup, make
-from zoo.shapes import Line, Memory, kept, memory, trace, without_weights
+from zoo.shapes import Kept, Line, Memory, memory, walk, without_weights
 from zoo.train import make_step
 from zoo.types import Batch, Pair, PairData, Row
 from zoo.update import Step
@@ -76,6 +76,7 @@ def validate(
     recipe: Recipe,
     *,
     data_root: str | Path | None = None,
+    loaded: PairData | None = None,
     rows: int = 32,
     processes: int = 1,
     deep: bool = False,
@@ -86,6 +87,7 @@ def validate(
     Args:
         recipe: Of the run.
         data_root: The folder that holds the folders of data sets.
+        loaded: The recipe's data set, where it is loaded already.
         rows: How many are opened, an even number: two make a pair.
         processes: GPUs that shall train together, for the memory.
         deep: Shapes of every module.
@@ -101,9 +103,17 @@ def validate(
     light = replace(light, run=replace(light.run, gradient_checkpointing=False))
     with torch.device("meta"):
         step = without_weights(make_step(light)).train()
-    pairs, known, source = _pairs(recipe, data_root, rows // 2, step.model.processor, notes)
+    pairs, known, source = _pairs(recipe, data_root, loaded, rows // 2, step.model.processor, notes)
     opened = [row for side in zip(*pairs, strict=True) for row in side]
-    batch = PairCollate(step.model.processor, known)(pairs)
+    collate = PairCollate(step.model.processor, known)
+    batch = collate(pairs)
+    lines, once = walk(step, batch, recipe.run.precision, deep=deep)
+    alive = -(-recipe.run.gradcache // 2) if recipe.run.gradcache else recipe.run.batch_size  # pairs whose activations are there at once
+    in_run = batch if alive == len(pairs) else collate([pairs[i % len(pairs)] for i in range(alive)])
+    if in_run is not batch:
+        _, once = walk(step, in_run, recipe.run.precision)
+    if recipe.run.shard and processes == 1:
+        notes.append("run.shard spreads the model over the processes: say how many there are (--processes), the memory here is of one")
     contrast = _contrast(batch, [step.model.processor.sees(row) for row in opened])
     faults = [] if contrast.positives else ["no row has a positive that the model sees: nothing can be learned from these rows"]
     if contrast.positives and not contrast.negatives:
@@ -116,9 +126,9 @@ def validate(
         _missing(opened, batch, step.model.processor),
         _texts(step.model.processor, opened, batch),
         contrast,
-        trace(step, batch, recipe.run.precision, deep=deep),
+        lines,
         [*(_part(n, m) for n, m in step.model.named_children()), _part("objective", step.objective)],
-        _memory(step, PairCollate(step.model.processor, known), pairs, recipe, processes),
+        _memory(step, once, in_run, recipe, processes),
         notes,
         faults,
     )
@@ -158,11 +168,11 @@ def without_pretrained(kind: str, spec: Any, cache: Path, notes: list[str]) -> d
 
 
 def _pairs(
-    recipe: Recipe, data_root: str | Path | None, wanted: int, processor: Any, notes: list[str]
+    recipe: Recipe, root: str | Path | None, loaded: PairData | None, wanted: int, processor: Any, notes: list[str]
 ) -> tuple[list[Pair], Known | None, str]:
     """Training pairs, what is known to belong together, and where they come from."""
     try:
-        data: PairData = make("data", recipe.data, Path(data_root) if data_root is not None else None)
+        data: PairData = make("data", recipe.data, Path(root) if root is not None else None) if loaded is None else loaded
     except Absent as e:
         notes.append(f"the data is not here ({str(e).partition(chr(10))[0]}): the rows are MADE UP, and so are lengths and missing rates")
         return _made_up(recipe, wanted, processor), None, "made up"
@@ -217,10 +227,9 @@ def _texts(processor: Any, rows: Sequence[Row], batch: Batch) -> Texts:
     if not isinstance(processor, NoteProcessor):
         return found
     uncut = copy(processor)
-    uncut.max_tokens, uncut.image = _UNCUT, None
-    whole = torch.tensor([len(uncut(row)["text"].values) for row in rows])
-    seen = torch.tensor([len(processor(row)["text"].values) for row in rows])
-    return found._replace(limit=processor.max_tokens, cut=int((whole > seen).sum()))
+    uncut.max_tokens = _UNCUT
+    whole = torch.tensor([len(uncut(row)["text"].values) for row in rows])  # of the same order as the batch
+    return found._replace(limit=processor.max_tokens, cut=int((whole > lengths).sum()))
 
 
 def _contrast(batch: Batch, seen: Sequence[bool]) -> Contrast:
@@ -251,14 +260,11 @@ def _part(name: str, module: nn.Module) -> Part:
     )
 
 
-def _memory(step: Step, collate: PairCollate, pairs: Sequence[Pair], recipe: Recipe, processes: int) -> dict[str, Memory]:
+def _memory(step: Step, once: Kept, batch: Batch, recipe: Recipe, processes: int) -> dict[str, Memory]:
     """As the recipe says, and what checkpointing of gradients and sharding would change."""
     run = recipe.run
-    alive = -(-run.gradcache // 2) if run.gradcache else run.batch_size  # pairs whose activations are there at once
-    batch = collate([pairs[i % len(pairs)] for i in range(alive)])
-    once = kept(step, batch, run.precision)
     step.model.checkpoint_gradients()
-    again = kept(step, batch, run.precision)
+    _, again = walk(step, batch, run.precision)
     ways = {"as the recipe says": (run.gradient_checkpointing, run.shard)}
     ways |= {"with gradient_checkpointing": (True, run.shard)} if not run.gradient_checkpointing else {}
     ways |= {f"with shard over {processes}": (run.gradient_checkpointing, True)} if processes > 1 and not run.shard else {}
