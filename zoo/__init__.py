@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:  # the same names, spelled out for editors and type checkers
     from zoo.diagnose import diagnose as diagnose
     from zoo.errors import ZooError as ZooError
+    from zoo.hub import from_pretrained as from_pretrained
     from zoo.hub import load as load
     from zoo.hub import save as save
     from zoo.recipe import build_from as build_from
@@ -36,6 +37,7 @@ _HOME = {
     "build_from": "recipe",
     "diagnose": "diagnose",
     "evaluate": "run",
+    "from_pretrained": "hub",
     "info": "registry",
     "list_models": "registry",
     "load": "hub",

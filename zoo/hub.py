@@ -1,4 +1,4 @@
-"""Save and load whole models: weights, how the model was built, and how its inputs are prepared, in one folder."""
+"""Save and load whole models: weights, how the model was built, and how its inputs are prepared, in one folder, here or on a hub."""
 
 from __future__ import annotations
 
@@ -7,13 +7,16 @@ import os
 from collections.abc import Mapping
 from inspect import signature
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
+from huggingface_hub import ModelCard, ModelHubMixin, snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from zoo.card import LIBRARY, card
 from zoo.checkpoint import unshared
 from zoo.config import split_spec
 from zoo.errors import Failure, ZooError
@@ -74,6 +77,101 @@ def load(folder: str | Path, device: str | torch.device = "cpu") -> Any:
     _same_preprocessing(folder, about["preprocessing"], json.loads(json.dumps(model.processor.config())))
     model.trained = about["trained"]
     return model.to(device).eval()
+
+
+def from_pretrained(
+    name: str | Path,
+    *,
+    revision: str | None = None,
+    local_files_only: bool = False,
+    force_download: bool = False,
+    cache_dir: str | Path | None = None,
+    token: str | bool | None = None,
+    device: str | torch.device = "cpu",
+) -> Any:
+    """The model of a folder, or of a repository of the Hugging Face hub, in eval mode.
+
+    Args:
+        name: A folder that `save` wrote, a run folder, or ``org/name``; a folder wins over a repository.
+        revision: Of the repository: a branch, a tag or a commit.
+        local_files_only: Take what the cache has, and ask no network.
+        force_download: Fetch again what the cache has.
+        cache_dir: Where the hub's cache lies; None: where huggingface_hub has it.
+        token: Of a private repository; None: the one of ``hf auth login``.
+        device: Where the model is put.
+
+    Raises:
+        Failure: If a file is damaged.
+        ZooError: If the repository cannot be had, or what `load` says.
+    """
+    if Path(name).is_dir():
+        return load(name, device)
+    try:
+        folder = snapshot_download(
+            str(name),
+            revision=revision,
+            local_files_only=local_files_only,
+            force_download=force_download,
+            cache_dir=cache_dir,
+            token=token,
+            allow_patterns=[ABOUT, WEIGHTS],
+        )
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as e:  # refused, no name of a repository, not in the cache
+        reason = str(e).strip().partition("\n")[0]
+        raise ZooError(
+            f"no model {str(name)!r}: it is no folder, and from the hub it could not be had ({reason}): check the name, "
+            "fetch it once with a network, or name a folder"
+        ) from e
+    return load(folder, device)
+
+
+class Hosted(ModelHubMixin, library_name=LIBRARY):
+    """What huggingface_hub's mixin gives a model: ``save_pretrained``, ``from_pretrained``, ``push_to_hub``.
+
+    What they write and read is what `save` writes and `load` reads, with a page ``README.md`` beside it.
+    """
+
+    @classmethod
+    def from_pretrained(  # type: ignore[override]  # the mixin's own looks for a config.json first, and offline fails without one
+        cls,
+        pretrained_model_name_or_path: str | Path,
+        *,
+        force_download: bool = False,
+        token: str | bool | None = None,
+        cache_dir: str | Path | None = None,
+        local_files_only: bool = False,
+        revision: str | None = None,
+    ) -> Self:
+        """`zoo.hub.from_pretrained`, for a model of this class.
+
+        Raises:
+            ZooError: If what lies there is a model of another class, or what the function says.
+        """
+        model = from_pretrained(
+            pretrained_model_name_or_path,
+            force_download=force_download,
+            token=token,
+            cache_dir=cache_dir,
+            local_files_only=local_files_only,
+            revision=revision,
+        )
+        if not isinstance(model, cls):
+            raise ZooError(
+                f"{pretrained_model_name_or_path} holds a {type(model).__name__}, not a {cls.__name__}: write zoo.from_pretrained"
+            )
+        return model
+
+    def generate_model_card(self, run: str | Path | None = None, *, repo: str = "org/name", licence: str | None = None) -> ModelCard:
+        """The page `zoo.card.card` writes; these are the ``model_card_kwargs`` of ``save_pretrained`` and ``push_to_hub``."""
+        return ModelCard(card(self, run, repo=repo, licence=licence))
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        save(self, save_directory)
+
+    @classmethod
+    def _is_jsonable(cls, value: Any) -> bool:
+        """Never: model.json says how the model was built, and the mixin is to keep no second account in a config.json."""
+        return False
 
 
 def _plain(model: Any) -> dict[str, Tensor]:

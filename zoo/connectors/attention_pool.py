@@ -43,7 +43,7 @@ class AttentionPool(nn.Module):
     def forward(self, x: Tokens) -> Tokens:
         """(B, N, dim_in) to (B, num_queries, dim_out)."""
         media = self.norm_key(self.bring(x.tokens))  # (B, N, D)
-        query = self.query(self.norm_query(self.queries)).expand(len(media), -1, -1)  # (B, Q, D)
+        query = self.query(self.norm_query(self.queries)).expand(media.shape[0], -1, -1)  # (B, Q, D)
         read = attend(query, self.key(media), self.value(media), x.mask[:, None], self._heads)
         valid = (x.present & x.mask.any(1))[:, None]  # (B, 1)
         tokens = torch.where(valid[..., None], self.norm_out(self.out(read)), 0.0)

@@ -122,7 +122,7 @@ class QFormer(nn.Module):
             ZooError: If the mode needs an image or a text that is not given, or a text branch that is not there.
         """
         self._check(mode, image, ids)
-        B = len(image.tokens) if image is not None and mode != "text" else len(ids)  # type: ignore[arg-type]
+        B = image.tokens.shape[0] if image is not None and mode != "text" else ids.shape[0]  # type: ignore[union-attr]
         queries = self.query_tokens.expand(B, -1, -1) if mode != "text" else None
         words = ids if mode != "image" else None
         Q, T = 0 if queries is None else queries.shape[1], 0 if words is None else words.shape[1]

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from zoo.config import BackboneSpec, ConnectorSpec, EncoderSpec, FusionSpec, Positive
 from zoo.freeze import freeze
+from zoo.hub import Hosted
 from zoo.joints import Arrange, compose
 from zoo.models._encode import encode
 from zoo.models._notes import NoteProcessor
@@ -30,7 +31,7 @@ class Seen(NamedTuple):
     there: Tensor  # (B,) bool: who has an image
 
 
-class NoteLLM2(nn.Module):
+class NoteLLM2(Hosted, nn.Module):
     """The model; `notellm2` builds it.
 
     Args:
@@ -86,7 +87,7 @@ class NoteLLM2(nn.Module):
         """
         text, image = batch.inputs["text"], self.look(batch)
         spliced, hidden = self._read(text, image)  # (B, S, D)
-        has_text, rows = text.extra["has_text"], torch.arange(len(hidden), device=hidden.device)
+        has_text, rows = text.extra["has_text"], torch.arange(hidden.shape[0], device=hidden.device)
         late = self._late(image, hidden)  # (B, D), one for all anchors
         embeddings, present = {}, {}
         for name, at in spliced.anchors.items():
@@ -162,7 +163,7 @@ class NoteLLM2(nn.Module):
             return self.late(image.pooled)
         follows = self.project if self.late is None else self.late
         precision = next((p.dtype for p in follows.parameters()), hidden.dtype)
-        return torch.zeros(len(hidden), hidden.shape[-1], dtype=precision, device=hidden.device)
+        return torch.zeros(hidden.shape[0], hidden.shape[-1], dtype=precision, device=hidden.device)
 
     def layout(self, text: ModalityInputs) -> Layout:
         """The prompt, embedded, with its slots, its anchors and its words."""
