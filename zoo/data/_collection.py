@@ -92,6 +92,17 @@ def decode(image: bytes | str, folder: Path | None) -> Image.Image:
     return Image.alpha_composite(Image.new("RGBA", above.size, "white"), above).convert("RGB")
 
 
+def decodes(image: bytes | str, folder: Path | None) -> bool:
+    """Whether `decode` gives an image, and no image bomb."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            decode(image, folder)
+    except (*UNDECODABLE, Image.DecompressionBombWarning):
+        return False
+    return True
+
+
 class Collection:
     """Notes, the pairs of each split, and what is known of both. It is a `PairData`.
 
@@ -103,19 +114,34 @@ class Collection:
         cold: The value of the notes' ``split`` that keeps them out of the other splits; where it occurs it is a split itself,
             whose queries are those notes and whose pairs come from the whole log. None: no note is kept out.
         settings: All that decides the data besides the tables, for the fingerprint.
+        checked: The rows, and the numbers of those whose images are broken, where ``loaded`` does not hold the images themselves.
 
     Raises:
         ZooError: If no training pair is left.
     """
 
     def __init__(
-        self, loaded: Loaded, *, folder: Path | None, inputs: Sequence[Input], rule: Mine, cold: str | None, settings: dict[str, Any]
+        self,
+        loaded: Loaded,
+        *,
+        folder: Path | None,
+        inputs: Sequence[Input],
+        rule: Mine,
+        cold: str | None,
+        settings: dict[str, Any],
+        checked: tuple[Sequence[Row], Sequence[int]] | None = None,
     ) -> None:
         everything = loaded.notes
         self.note_ids: Sequence[Any] = everything["note_id"].to_pylist()
-        shown, broken, content = _without_broken(everything, folder)
+        self.notes: Sequence[Row]
+        broken: Sequence[int]
+        if checked is None:
+            shown, broken, content = _without_broken(everything, folder)
+            self.notes = Rows(shown.select(["note_id", *FIELDS, "image"]), inputs, folder)
+        else:
+            (self.notes, broken), shown, content = checked, everything, ""
+        self._texts = shown.select(FIELDS)
         self.broken: Sequence[Any] = [self.note_ids[i] for i in broken]
-        self.notes: Sequence[Row] = Rows(shown.select(["note_id", *FIELDS, "image"]), inputs, folder)
         is_cold = pc.fill_null(pc.equal(everything["split"], cold or ""), False).to_numpy() & (cold is not None)
         self._pairs, mining = _mined(loaded, rule, is_cold, cold) if loaded.pairs is None else (_given(loaded.pairs), {})
         self._clicks, self._cold = _clicked(loaded), is_cold
@@ -153,7 +179,7 @@ class Collection:
 
     def lengths(self) -> np.ndarray:
         """(N,) int64 characters of title and content."""
-        table = self._table()
+        table = self._texts
         return sum(pc.utf8_length(pc.fill_null(table[f], "")).to_numpy().astype(np.int64) for f in ("title", "content"))
 
     def short(self) -> np.ndarray:
@@ -165,16 +191,12 @@ class Collection:
 
     def texts(self) -> list[str]:
         """(N,) title, topic and content of each item in one string."""
-        table = self._table()
+        table = self._texts
         return [" ".join(filter(None, texts)) for texts in zip(*(table[f].to_pylist() for f in FIELDS), strict=True)]
 
     def clicks(self) -> np.ndarray:
         """(N,) float64 clicks in the training window; zeros without a log."""
         return self._clicks.copy()
-
-    def _table(self) -> pa.Table:
-        assert isinstance(self.notes, Rows)
-        return self.notes.table
 
 
 def _without_broken(notes: pa.Table, folder: Path | None) -> tuple[pa.Table, list[int], str]:
@@ -184,27 +206,27 @@ def _without_broken(notes: pa.Table, folder: Path | None) -> tuple[pa.Table, lis
     for i, value in enumerate(column):
         if (image := value.as_py()) is None:
             continue
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("error", Image.DecompressionBombWarning)
-                decode(image, folder)
-            if isinstance(image, str):
-                content.update(((folder or Path()) / image).read_bytes())
-        except (*UNDECODABLE, Image.DecompressionBombWarning):
+        if not decodes(image, folder):
             broken.append(i)
+        elif isinstance(image, str):
+            content.update(((folder or Path()) / image).read_bytes())
         if time.monotonic() - last > 10:
             last = time.monotonic()
             logger.info("checking images: %d of %d", i + 1, len(notes))
     if broken:
-        ids = [notes["note_id"][i].as_py() for i in broken[:10]]
-        more = f" and {len(broken) - 10} more" if len(broken) > 10 else ""
-        logger.warning("%d images cannot be decoded and count as absent, those of notes %s%s", len(broken), ", ".join(map(str, ids)), more)
+        tell_broken([notes["note_id"][i].as_py() for i in broken])
         bad = np.zeros(len(notes), bool)
         bad[broken] = True
         notes = notes.set_column(
             notes.column_names.index("image"), "image", pc.if_else(pa.array(bad), pa.scalar(None, column.type), column)
         )
     return notes, broken, content.hexdigest()
+
+
+def tell_broken(ids: Sequence[Any]) -> None:
+    """Name the notes whose images are broken, once."""
+    more = f" and {len(ids) - 10} more" if len(ids) > 10 else ""
+    logger.warning("%d images cannot be decoded and count as absent, those of notes %s%s", len(ids), ", ".join(map(str, ids[:10])), more)
 
 
 def _ordered(splits: set[str]) -> list[str]:

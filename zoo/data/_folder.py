@@ -28,10 +28,17 @@ FIELDS = ("title", "topic", "content")
 Table: TypeAlias = Path | pa.Table
 
 
+class Indexed(NamedTuple):
+    """Notes that were read and tidied before."""
+
+    notes: pa.Table  # as those of `Loaded`; an image may be the place where it lies
+    digest: str  # of the content
+
+
 class Tables(NamedTuple):
     """A data set as it lies in files or in memory."""
 
-    notes: Table
+    notes: Table | Indexed
     clicks: Table | None
     pairs: Table | None
 
@@ -63,13 +70,8 @@ def find(root: Path | None, folder: str) -> tuple[Path, Tables]:
         raise Absent(f"the data set {folder!r} is looked for in a folder of data folders, and none is given\n{about}{LAYOUT}")
     if not place.is_dir():
         raise Absent(f"no folder {place}\n{about}{LAYOUT}")
-    found: dict[str, Path | None] = {}
-    faults = []
-    for name in Tables._fields:
-        files = [p for p in (place / f"{name}.parquet", place / f"{name}.csv") if p.is_file()]
-        found[name] = files[0] if files else None
-        if len(files) > 1:
-            faults.append(f"there are {files[0].name} and {files[1].name}: keep one")
+    faults: list[str] = []
+    found = {name: table_of(place, name, faults) for name in Tables._fields}
     if found["notes"] is None:
         faults.append(
             f"there is no notes.parquet or notes.csv; there is: {', '.join(sorted(p.name for p in place.iterdir())) or 'nothing'}"
@@ -77,6 +79,14 @@ def find(root: Path | None, folder: str) -> tuple[Path, Tables]:
     if faults:
         raise ZooError(f"{place}: " + "\n".join(faults) + f"\n{about}{LAYOUT}")
     return place, Tables(**found)
+
+
+def table_of(place: Path, name: str, faults: list[str]) -> Path | None:
+    """The file of a table, parquet or CSV; two of them are a fault."""
+    files = [p for p in (place / f"{name}.parquet", place / f"{name}.csv") if p.is_file()]
+    if len(files) > 1:
+        faults.append(f"there are {files[0].name} and {files[1].name}: keep one")
+    return files[0] if files else None
 
 
 def load(
@@ -105,7 +115,8 @@ def load(
         if file is None and tables.clicks is None:
             faults.append("there are neither clicks to mine nor pairs: write clicks.parquet, or pairs.parquet")
         counts: dict[str, int] = {}
-        notes = _try(faults, lambda: read_table(con, tables.notes, columns))
+        known = tables.notes
+        notes = known.notes if isinstance(known, Indexed) else _try(faults, lambda: read_table(con, known, columns))
         ids = notes["note_id"].cast(pa.string()).combine_chunks() if notes is not None else None
         clicks = _try(faults, lambda: _clicks(con, tables.clicks, columns, rule, starts, ids, counts, mined=file is None))
         pairs = _try(faults, lambda: _pairs(con, file, columns, rule, ids, counts))
@@ -152,6 +163,16 @@ def read_table(con: duckdb.DuckDBPyConnection, table: Table, columns: Mapping[st
         notes = con.sql(f"select {', '.join(wanted)} from {source.sql}").to_arrow_table()
     if not len(notes):
         raise ZooError(f"{name}: it has no rows")
+    check_ids(notes, name)
+    return tidied(notes)
+
+
+def check_ids(notes: pa.Table, name: str) -> None:
+    """Whether every note has an id of its own.
+
+    Raises:
+        ZooError: If not. It names some that stand there twice.
+    """
     nameless = notes["note_id"].null_count
     faults = [f"{name}: {nameless} rows have no note_id"] if nameless else []
     counted = notes["note_id"].value_counts()
@@ -159,6 +180,10 @@ def read_table(con: duckdb.DuckDBPyConnection, table: Table, columns: Mapping[st
     if len(twice):
         faults.append(f"{name}: {len(twice)} note_ids stand there more than once, such as {', '.join(map(repr, twice[:5].to_pylist()))}")
     _raise(faults)
+
+
+def tidied(notes: pa.Table) -> pa.Table:
+    """The notes without white space around their texts; a text of nothing else is null."""
     for field in FIELDS:
         trimmed = pc.utf8_trim_whitespace(notes[field])
         notes = notes.set_column(notes.column_names.index(field), field, pc.if_else(pc.equal(trimmed, ""), None, trimmed))
@@ -265,6 +290,8 @@ def _digest(tables: Tables) -> str:
         if isinstance(table, Path):
             with table.open("rb") as file:
                 total.update(hashlib.file_digest(file, "sha256").digest())
+        elif isinstance(table, Indexed):
+            total.update(table.digest.encode())
         elif table is not None:
             sink = pa.BufferOutputStream()
             with pa.ipc.new_stream(sink, table.schema) as stream:

@@ -1,0 +1,210 @@
+"""The rows of many shards as one sequence: an index beside the shards says where each note lies, so no shard is held in memory."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import operator
+import re
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from itertools import product
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+from filelock import FileLock
+
+from zoo.data._collection import UNDECODABLE, Input, decode
+from zoo.data._folder import FIELDS
+from zoo.data._shards import Columns, Unreadable, format_of
+from zoo.errors import Absent, Failure
+from zoo.files import write_bytes
+from zoo.types import Row
+
+logger = logging.getLogger("zoo.data")
+INDEX = ".zoo_index"
+_FORMAT = "1"
+
+
+class Shard(NamedTuple):
+    """A shard, its index, and the hash of its content."""
+
+    path: Path
+    place: Path  # of its index
+    sha256: str
+
+
+class ShardRows(Sequence[Row]):
+    """Notes of shards as raw rows, each read from its place on access. Travels to a worker as a list of files.
+
+    Args:
+        shards: In order; the notes are numbered through.
+        columns: As of `index_shard`.
+        inputs: What a row shows.
+    """
+
+    def __init__(self, shards: Sequence[Shard], columns: Columns, inputs: Sequence[Input]) -> None:
+        self.shards, self.columns, self.inputs = tuple(shards), dict(columns), tuple(inputs)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return ShardRows, (self.shards, self.columns, self.inputs)
+
+    @cached_property
+    def table(self) -> pa.Table:
+        """Texts and places of all notes, mapped from the files of the index."""
+        return pa.concat_tables([_mapped(shard.place) for shard in self.shards])
+
+    @cached_property
+    def starts(self) -> np.ndarray:
+        """(S + 1,) int64 number of each shard's first note, and of all notes."""
+        return np.cumsum([0, *(len(_mapped(shard.place)) for shard in self.shards)])
+
+    @cached_property
+    def _format(self) -> Any:
+        return format_of([shard.path for shard in self.shards], self.columns)
+
+    def __len__(self) -> int:
+        return int(self.starts[-1])
+
+    def __getitem__(self, index: Any) -> Any:  # an int; Sequence would also have it take slices
+        i = operator.index(index)
+        i = i + len(self) if i < 0 else i
+        if not 0 <= i < len(self):
+            raise IndexError(f"note {index} of {len(self)}")
+        row: dict[str, Any] = {"id": i, "note_id": self.table["note_id"][i].as_py()}
+        if "text" in self.inputs:
+            row |= {field: text for field in FIELDS if (text := self.table[field][i].as_py()) is not None}
+        if "image" in self.inputs and (place := self.table["image"][i].as_py()) is not None:
+            path = self.shards[int(np.searchsorted(self.starts, i, side="right")) - 1].path
+            content = self._format.image(path, **place)
+            try:
+                row["image"] = decode(content, None)
+            except UNDECODABLE as e:
+                raise Unreadable(
+                    f"{path}: note {row['note_id']!r} at {place}: its image was whole when the shard was indexed, and is not now ({e}):"
+                    " copy the shard again"
+                ) from e
+        return row
+
+    def without(self, modality: str) -> ShardRows:
+        """The same rows without ``modality``, which is not read either."""
+        return ShardRows(self.shards, self.columns, [shown for shown in self.inputs if shown != modality])
+
+
+def find_shards(folder: Path, items: str | Sequence[str]) -> list[Path]:
+    """The shards that ``items`` names below ``folder``, in order.
+
+    Args:
+        folder: Of the data set.
+        items: ``notes-*.tar``, or ``notes-{000..127}.tar``, which also says which ones must be there; or several of them.
+
+    Raises:
+        Absent: If there is none.
+    """
+    found: list[Path] = []
+    for pattern in [items] if isinstance(items, str) else items:
+        for name in _ranges(pattern):
+            found += sorted(folder.glob(name)) if any(sign in name for sign in "*?[") else [folder / name]
+    if not found:
+        there = ", ".join(sorted(p.name for p in folder.iterdir() if p.name != INDEX)[:10]) if folder.is_dir() else "no such folder"
+        raise Absent(f"no shards {items} in {folder} (there: {there or 'nothing'})")
+    return list(dict.fromkeys(found))
+
+
+def index_shards(folder: Path, paths: Sequence[Path], columns: Columns, *, index: Path | None, skip: bool) -> tuple[list[Shard], list[str]]:
+    """Index every shard that is not yet, one after the other; several processes share the work.
+
+    Args:
+        folder: Of the data set.
+        paths: Below it.
+        columns: Names of the zoo to names in the files.
+        index: Where the index lies; None: in the folder of the data set.
+        skip: Leave out shards that are missing, cut or damaged.
+
+    Returns:
+        The shards, and what is wrong with those that were left out.
+
+    Raises:
+        Unreadable: With every shard that is missing, cut or damaged, unless ``skip``.
+        ZooError: If what a shard holds are no notes, or no shard is left.
+    """
+    format_of(paths, columns)
+    shards, faults = [], []
+    for number, path in enumerate(paths, 1):
+        try:
+            shards.append(index_shard(path, columns, (index or folder / INDEX) / path.relative_to(folder).parent, f"{number}/{len(paths)}"))
+        except Unreadable as e:
+            faults.append(str(e))
+    if faults and not skip:
+        more = "" if len(faults) == 1 else f"{len(faults)} shards cannot be read\n"
+        raise Unreadable(f"{more}{chr(10).join(faults)}\nunreadable: skip leaves such shards out")
+    for fault in faults:
+        logger.warning("left out: %s", fault)
+    if not shards:
+        raise Failure("no shard is left that can be read")
+    return shards, faults
+
+
+def index_shard(path: Path, columns: Columns, folder: Path, number: str = "") -> Shard:
+    """Find or make the index of a shard: its texts, and where its images lie. Every image is decoded once.
+
+    Raises:
+        Failure: If the index cannot be written.
+        Unreadable: If the shard is missing, cut or damaged.
+        ZooError: If what it holds are no notes.
+    """
+    if not path.is_file():
+        raise Unreadable(f"no file {path}")
+    said = hashlib.sha256(json.dumps([_FORMAT, dict(columns)], sort_keys=True).encode()).hexdigest()[:8]
+    place = folder / f"{path.name}.{said}.arrow"
+    if (sha256 := _known(path, place)) is None:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with FileLock(f"{place}.lock"):
+                if (sha256 := _known(path, place)) is None:
+                    sha256 = _write_index(path, columns, place, number)
+        except OSError as e:
+            raise Failure(f"{place}: the index of {path.name} cannot be written ({e}): name a folder for it with index:") from e
+    return Shard(path, place, sha256)
+
+
+def _write_index(path: Path, columns: Columns, place: Path, number: str) -> str:
+    logger.info("indexing %s%s", path.name, number and f" ({number})")
+    stamp = _stamp(path)
+    with path.open("rb") as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    notes = format_of([path], columns).notes(path)
+    notes = notes.combine_chunks().replace_schema_metadata({"stamp": stamp, "sha256": sha256})
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_file(sink, notes.schema) as file:
+        file.write_table(notes)
+    write_bytes(place, sink.getvalue().to_pybytes())
+    return sha256
+
+
+def _stamp(path: Path) -> str:
+    about = path.stat()
+    return f"{about.st_size} {about.st_mtime_ns}"
+
+
+def _known(path: Path, place: Path) -> str | None:
+    """The hash of the shard, if its index is there and as old as it."""
+    if not place.is_file():
+        return None
+    about = _mapped(place).schema.metadata
+    return about[b"sha256"].decode() if about[b"stamp"].decode() == _stamp(path) else None
+
+
+def _mapped(place: Path) -> pa.Table:
+    return pa.ipc.open_file(pa.memory_map(str(place))).read_all()
+
+
+def _ranges(pattern: str) -> Iterator[str]:
+    """``a-{08..10}.tar`` as ``a-08.tar``, ``a-09.tar``, ``a-10.tar``."""
+    pieces = re.split(r"\{(\d+)\.\.(\d+)\}", pattern)
+    spans = [[str(n).zfill(len(a)) for n in range(int(a), int(b) + 1)] for a, b in zip(pieces[1::3], pieces[2::3], strict=True)]
+    for numbers in product(*spans):
+        yield "".join(piece + number for piece, number in zip(pieces[::3], [*numbers, ""], strict=True))
