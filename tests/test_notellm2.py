@@ -393,6 +393,14 @@ class TestEncode:
 
 
 class TestBuild:
+    def test_visual_tokens_that_contradict_the_connector(self):
+        with pytest.raises(ZooError, match=r"num_visual_tokens is 4 and connector\.num_queries 3: write one of them"):
+            build(num_visual_tokens=4)
+
+    def test_visual_tokens_of_a_connector_without_queries(self):
+        with pytest.raises(ZooError, match="num_queries"):
+            build(num_visual_tokens=4, connector="linear")
+
     def test_a_connector_that_cannot_bridge(self):
         with pytest.raises(ZooError, match="connector 'identity' cannot turn width 16 into 32: use linear"):
             build("early", connector="identity")
@@ -409,3 +417,12 @@ class TestBuild:
     def test_two_of_a_kind(self, fusion, says):
         with pytest.raises(ZooError, match=says):
             build(fusion)
+
+
+@pytest.mark.parametrize("count", [1, 5])
+def test_visual_tokens_by_number(count):
+    connector = {k: v for k, v in TINY["connector"].items() if k != "num_queries"}
+    model = build(connector=connector, num_visual_tokens=count)
+    image = model.look(RowCollate(model.processor)([NOTE]))
+    assert image.tokens.tokens.shape[1] == count
+    assert model.spec["num_visual_tokens"] == count

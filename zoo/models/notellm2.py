@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from zoo.config import BackboneSpec, ConnectorSpec, EncoderSpec, FusionSpec, Positive
+from zoo.config import BackboneSpec, ConnectorSpec, EncoderSpec, FusionSpec, Positive, split_spec
+from zoo.errors import ZooError
 from zoo.freeze import freeze
 from zoo.hub import Hosted
 from zoo.joints import Arrange, compose
@@ -227,6 +228,7 @@ def notellm2(
     backbone: BackboneSpec = "qwen",
     vision: EncoderSpec = "clip_vit_b16",
     connector: ConnectorSpec = "qformer",
+    num_visual_tokens: Positive | None = None,
     fusion: FusionSpec = ("micl", "gated_late"),  # type: ignore[assignment]
     dim: Positive | None = 64,
     train_vision: bool = False,
@@ -247,6 +249,7 @@ def notellm2(
         backbone: The language model.
         vision: The image encoder; its CLS vector goes to the late fusion.
         connector: Visual tokens to the backbone's width.
+        num_visual_tokens: Of an image, the ``num_queries`` of a connector that has queries; None: as the connector says.
         fusion: Plug-ins for the joints arrange, combine, schedule.
         dim: Width of the vectors; None: the backbone's own.
         train_vision: False freezes the image encoder, as the paper does.
@@ -267,7 +270,11 @@ def notellm2(
     eyes = make("encoder", vision) if looks else None
     if eyes is not None and not train_vision:
         freeze(eyes)
-    bridge = make("connector", connector, eyes.dim, language_model.dim) if eyes is not None and arrange.media else None
+    bridge = (
+        make("connector", _sized(connector, num_visual_tokens), eyes.dim, language_model.dim)
+        if eyes is not None and arrange.media
+        else None
+    )
     combine = joints.make("combine", ["note", "image"], language_model.dim)
     processor = NoteProcessor(
         language_model.tokenizer,
@@ -281,6 +288,16 @@ def notellm2(
         max_topics=max_topics,
     )
     return NoteLLM2(language_model, eyes, bridge, combine, joints.make("schedule"), arrange=arrange, processor=processor, dim=dim)
+
+
+def _sized(connector: Any, tokens: int | None) -> Any:
+    """A connector's spec with so many queries."""
+    name, given = split_spec(connector)
+    if tokens is None:
+        return connector
+    if given.get("num_queries", tokens) != tokens:
+        raise ZooError(f"num_visual_tokens is {tokens} and connector.num_queries {given['num_queries']}: write one of them")
+    return {"name": name, **given, "num_queries": tokens}
 
 
 def _spread(flat: Tensor, real: Tensor) -> Tensor:
