@@ -6,19 +6,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from zoo.config import split_spec
 from zoo.data._collection import read_notes
 from zoo.errors import ZooError
-from zoo.evaluate.retrieval import Input, topk
-from zoo.files import write_bytes
+from zoo.evaluate.retrieval import Input
 from zoo.hub import load
 from zoo.recipe import load_recipe
 from zoo.run import Shown, embed, load_data
+from zoo.search import Kind, index_file
 from zoo.types import Row
+from zoo.vectors import write_vectors
 
 
 def embed_notes(
@@ -53,24 +50,22 @@ def embed_notes(
         data = load_data(recipe, data_root)
         rows, ids = data.notes, data.note_ids
     vectors = embed(model, rows, batch_size=batch_size)
-    column = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), vectors.shape[1])
-    sink = pa.BufferOutputStream()
-    pq.write_table(pa.table({"note_id": pa.array(list(ids)), "vector": column}), sink)
-    write_bytes(Path(out), sink.getvalue().to_pybytes())
+    write_vectors(Path(out), ids, vectors)
     return len(vectors)
 
 
 def search_notes(
-    run: str | Path, embeddings: str | Path, query: Mapping[str, Any], *, note: str | None = None, k: int = 10
+    run: str | Path, embeddings: str | Path, query: Mapping[str, Any], *, note: str | None = None, k: int = 10, kind: Kind = "exact"
 ) -> list[dict[str, Any]]:
     """The ``k`` notes whose vectors are nearest by cosine, best first.
 
     Args:
         run: The run folder that made the vectors.
-        embeddings: What `embed_notes` wrote.
+        embeddings: What `embed_notes` wrote, or a folder of such files.
         query: A row with any subset of the modalities; not used when ``note`` is given.
         note: The id of a note in the file, which is then left out of the answer.
         k: At most as many as there are.
+        kind: How they are searched, as `zoo.search.Index.build` says.
 
     Returns:
         ``{"note_id", "score"}`` each.
@@ -83,30 +78,16 @@ def search_notes(
             "search needs a new note (--title, --topic, --content, --image) or the id of one in the file (--note), one of the two"
         )
     path = Path(embeddings)
-    if not path.is_file():
+    if not path.exists():
         raise ZooError(f"no embeddings in {path}: write them with: zoo embed {run} --out {path}")
-    ids, vectors = _read(path)
-    own = None if note is None else _place(note, ids, path)
-    x = load(run).encode([query]) if own is None else vectors[[own]]
-    if x.shape[1] != vectors.shape[1]:
-        raise ZooError(f"{path} holds vectors of width {vectors.shape[1]}, {run} makes {x.shape[1]}: they belong to different runs")
-    places, scores = topk(vectors, x, min(k + (own is not None), len(vectors)))
-    hits = [{"note_id": ids[i], "score": float(s)} for i, s in zip(places[0].tolist(), scores[0], strict=True) if i != own]
-    return hits[:k]
-
-
-def _read(path: Path) -> tuple[list[Any], np.ndarray]:
-    """Ids and vectors (N, D) of a file of `embed_notes`."""
-    try:
-        table = pq.read_table(path)
-    except pa.ArrowException as e:
-        raise ZooError(f"{path} cannot be read as parquet: {e}") from e
-    if missing := {"note_id", "vector"} - set(table.column_names):
-        raise ZooError(f"{path} has no column {', '.join(sorted(missing))} (it has: {', '.join(table.column_names)})")
-    ids, vectors = table["note_id"].to_pylist(), table["vector"].combine_chunks()
-    if not ids or not isinstance(vectors, pa.FixedSizeListArray):
-        raise ZooError(f"{path} holds {len(ids)} vectors of type {vectors.type}: it was not written by zoo embed")
-    return ids, np.array(vectors.flatten()).reshape(len(ids), -1)
+    index = index_file(path, kind)
+    own = None if note is None else _place(note, index.ids, path)
+    x = load(run).encode([query]) if own is None else index.vectors[[own]]
+    if x.shape[1] != index.vectors.shape[1]:
+        raise ZooError(f"{path} holds vectors of width {index.vectors.shape[1]}, {run} makes {x.shape[1]}: they belong to different runs")
+    places, scores = index.search(x, k + (own is not None))
+    found = zip(places[0].tolist(), scores[0].tolist(), strict=True)
+    return [{"note_id": index.ids[i], "score": score} for i, score in found if i not in (own, -1)][:k]
 
 
 def _place(note: str, ids: Sequence[Any], path: Path) -> int:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
 from zoo.commands._app import AsJson, DataRoot, RunFolder, app, give, root_of
 from zoo.errors import ZooError
+
+if TYPE_CHECKING:
+    from zoo.search import Kind
 
 
 @app.command()
@@ -61,18 +64,24 @@ def embed(
 @app.command()
 def search(
     folder: RunFolder,
-    embeddings: Annotated[Path, typer.Argument(help="What zoo embed wrote.")],
+    embeddings: Annotated[Path, typer.Argument(help="What zoo embed wrote: a file, or a folder of them.")],
     title: Annotated[str | None, typer.Option(help="Of the query.")] = None,
     topic: Annotated[str | None, typer.Option(help="Of the query.")] = None,
     content: Annotated[str | None, typer.Option(help="Of the query.")] = None,
     image: Annotated[Path | None, typer.Option(help="An image file.")] = None,
     note: Annotated[str | None, typer.Option(help="Instead: the note_id of a note that is in the file.")] = None,
     k: Annotated[int, typer.Option(min=1, help="How many.")] = 10,
+    index: Annotated[str, typer.Option(help="exact; or of the extra faiss: flat, hnsw, ivf, or faiss, by size.")] = "exact",
+    check_recall: Annotated[bool, typer.Option("--check-recall", help="Say what share of the exact neighbours the index finds.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """The notes nearest to a new one, or to one of them."""
     from zoo.embed import search_notes
+    from zoo.search import index_file
 
     query = {key: value for key, value in {"title": title, "topic": topic, "content": content, "image": image}.items() if value is not None}
-    found = search_notes(folder, embeddings, query, note=note, k=k)
+    found = search_notes(folder, embeddings, query, note=note, k=k, kind=cast("Kind", index))
+    if check_recall:
+        made = index_file(embeddings, cast("Kind", index))
+        typer.echo(f"recall@{k} of {made.kind} against exact: {made.recall(k=k):.4f}", err=True)
     typer.echo(json.dumps(found, default=str) if as_json else "\n".join(f"{hit['score']:.4f}  {hit['note_id']}" for hit in found))

@@ -1,0 +1,82 @@
+"""Item vectors in parquet: the one form in which they are written and read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from zoo.errors import ZooError
+from zoo.files import write_bytes
+
+_ABOUT = b"zoo"
+
+
+class Vectors(NamedTuple):
+    """What a file holds, or a folder of such files."""
+
+    ids: list[Any]
+    vectors: np.ndarray  # (N, D) float32
+
+
+def write_vectors(path: Path, ids: Sequence[Any], vectors: np.ndarray, about: Mapping[str, Any] | None = None) -> Path:
+    """Write columns ``note_id`` and ``vector`` to a file that is whole or not there.
+
+    Args:
+        path: A ``.parquet`` file.
+        ids: (N,)
+        vectors: (N, D) float32.
+        about: Plain values kept in the file, for `about_vectors`.
+    """
+    column = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), vectors.shape[1])
+    table = pa.table({"note_id": pa.array(list(ids)), "vector": column})
+    if about is not None:
+        table = table.replace_schema_metadata({_ABOUT: json.dumps(about, sort_keys=True)})
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink)
+    return write_bytes(path, sink.getvalue().to_pybytes())
+
+
+def about_vectors(path: Path) -> dict[str, Any]:
+    """What `write_vectors` was told about a file; {} if nothing, or if it is no whole file of vectors."""
+    try:
+        metadata = pq.read_schema(path).metadata or {}
+    except (pa.ArrowException, OSError):
+        return {}
+    return dict(json.loads(metadata.get(_ABOUT, b"{}")))
+
+
+def read_vectors(path: Path) -> Vectors:
+    """Read a file of vectors, or all files in a folder, sorted by name.
+
+    Raises:
+        ZooError: If there is no such file, or it holds no vectors, or those of a folder were made by different models.
+    """
+    files = sorted(path.rglob("*.parquet")) if path.is_dir() else [path]
+    made = {file: about.get("model") for file in files if (about := about_vectors(file))}
+    if len(set(made.values())) > 1:
+        other = next(f for f in made if made[f] != made[files[0]])
+        raise ZooError(f"{files[0]} and {other} were made by different models: run zoo embed again, or remove one of them")
+    read = [_read(file) for file in files]
+    widths = {x.vectors.shape[1] for x in read if len(x.ids)}
+    if len(widths) != 1:
+        raise ZooError(f"{path} holds no vectors" if not widths else f"{path} holds vectors of widths {sorted(widths)}: keep one")
+    return Vectors([i for x in read for i in x.ids], np.concatenate([x.vectors for x in read if len(x.ids)]))
+
+
+def _read(path: Path) -> Vectors:
+    try:
+        table = pq.read_table(path)
+    except pa.ArrowException as e:
+        raise ZooError(f"{path} cannot be read as parquet: {e}") from e
+    if missing := {"note_id", "vector"} - set(table.column_names):
+        raise ZooError(f"{path} has no column {', '.join(sorted(missing))} (it has: {', '.join(table.column_names)})")
+    ids, vectors = table["note_id"].to_pylist(), table["vector"].combine_chunks()
+    if not isinstance(vectors, pa.FixedSizeListArray):
+        raise ZooError(f"{path} holds {len(ids)} vectors of type {vectors.type}: it was not written by zoo embed")
+    return Vectors(ids, np.array(vectors.flatten()).reshape(len(ids), vectors.type.list_size))
