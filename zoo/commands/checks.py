@@ -15,8 +15,6 @@ from zoo.errors import ZooError
 if TYPE_CHECKING:
     from zoo.validate import Report
 
-GIB = 1 << 30
-
 
 @app.command()
 def validate(
@@ -117,8 +115,9 @@ def _written(report: Report) -> str:
     counts["total"] = [sum(column) for column in zip(*counts.values(), strict=True)]
     parts = [[name, *(f"{count:,}" for count in row)] for name, row in counts.items()]
     lines += ["", *_columns([["module", "parameters", "trained", "frozen", "adapters"], *parts])]
-    memory = [[way, *(f"{part / GIB:.2f}" for part in (*m, m.total))] for way, m in report.memory.items()]
-    lines += ["", *_columns([["GiB on one GPU", "weights", "gradients", "optimizer", "activations", "total"], *memory])]
+    unit, size = ("GiB", 1 << 30) if max(m.total for m in report.memory.values()) >= 1 << 30 else ("MiB", 1 << 20)
+    memory = [[way, *(f"{part / size:.2f}" for part in (*m, m.total))] for way, m in report.memory.items()]
+    lines += ["", *_columns([[f"{unit} on one GPU", "weights", "gradients", "optimizer", "activations", "total"], *memory])]
     lines += ["not counted: CUDA context, workspaces of kernels, fragmentation (10 to 20 %)"]
     return "\n".join(lines).strip()
 
