@@ -76,11 +76,11 @@ def _check(a: Tensor, b: Tensor, weight: Tensor, bias: Tensor | None, impl: str)
 
 
 def _reference(a: Tensor, b: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    rows, D = a.shape[:-1].numel(), a.shape[-1]
+    D = a.shape[-1]
     weight_a, weight_b = weight.T.split(D)
-    of_b = b.reshape(rows, D)
+    of_b = b.reshape(-1, D)  # not by their number: asking for it would fix it in an exported graph
     gate = of_b @ weight_b if bias is None else torch.addmm(bias, of_b, weight_b)
-    gate = torch.addmm(gate, a.reshape(rows, D), weight_a)
+    gate = torch.addmm(gate, a.reshape(-1, D), weight_a)
     return torch.lerp(b, a, torch.sigmoid(gate).to(a.dtype).reshape(a.shape))
 
 

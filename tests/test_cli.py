@@ -39,6 +39,7 @@ COMMANDS = (
     "report",
     "compare",
     "diagnose",
+    "export",
     "bench",
 )
 TINY = {

@@ -30,7 +30,10 @@ class Layout(NamedTuple):
 
 
 class Spliced(NamedTuple):
-    """One sequence a row. S is the longest; every field but ``anchors`` has these two dimensions first."""
+    """One sequence a row. S is the longest, in an exported graph the longest there can be.
+
+    Every field but ``anchors`` has these two dimensions first.
+    """
 
     inputs_embeds: Tensor  # (B, S, D)
     attention_mask: Tensor  # (B, S) bool
@@ -78,9 +81,9 @@ def splice(
     if max_length is not None:
         total = _cut(total, layout, max_length)
     length = total.sum(1)
-    S = int(length.max()) if B else 0
+    S = total.shape[1] if torch.compiler.is_exporting() else int(length.max()) if B else 0  # a graph's shapes cannot hang on its values
     end = torch.iinfo(torch.int64).max if padding == "right" else -1
-    order = key.masked_fill(~total, end).argsort(dim=1, stable=True)  # (B, T): padding at one end
+    order = key.masked_fill(~total, end).argsort(dim=1)  # (B, T): padding at one end; no two real tokens have one key
     order = order[:, :S] if padding == "right" else order[:, order.shape[1] - S :]
 
     mask = total.gather(1, order)

@@ -136,6 +136,8 @@ class NoteLLM2(Hosted, nn.Module):
         x = batch.inputs.get("image")
         if self.vision is None or x is None:
             return Seen(None, None, torch.zeros_like(batch.inputs["text"].extra["has_text"]))
+        if torch.compiler.is_exporting():
+            return self._look_at_all(x)
         several = x.values.ndim == 5
         pixels = x.values if several else x.values[:, None]  # (B, M, 3, H, W)
         real = x.mask if several and x.mask is not None else torch.ones(pixels.shape[:2], dtype=torch.bool, device=pixels.device)
@@ -154,6 +156,19 @@ class NoteLLM2(Hosted, nn.Module):
         visual: Tokens = self.connector(encoded)  # (I, L, D)
         tokens, mask = _spread(visual.tokens, real).flatten(1, 2), _spread(visual.mask, real).flatten(1, 2)  # (B, M * L, D)
         return Seen(Tokens(tokens, mask, None, there), pooled, there)
+
+    def _look_at_all(self, x: ModalityInputs) -> Seen:
+        """`look` for a graph, which cannot ask who has an image: it encodes one image of every row, and hides absent ones."""
+        encoded: Tokens = self.vision(ModalityInputs(x.values))  # (B, N, D_vision)
+        there = x.present if x.present is not None else torch.ones_like(encoded.present)
+        pooled = None
+        if self.late is not None:
+            assert encoded.pooled is not None, "late fusion needs an encoder that pools"
+            pooled = encoded.pooled.masked_fill(~there[:, None], 0)  # (B, D_vision)
+        if self.connector is None:
+            return Seen(None, pooled, there)
+        visual: Tokens = self.connector(encoded)  # (B, L, D)
+        return Seen(Tokens(visual.tokens, visual.mask & there[:, None], None, there), pooled, there)
 
     def _late(self, image: Seen, hidden: Tensor) -> Tensor:
         """The image's own vector (B, D); zeros when nobody has one, or nobody asks.
