@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -50,15 +50,34 @@ def mine(
 @app.command()
 def embed(
     folder: RunFolder,
-    notes: Annotated[Path | None, typer.Argument(help="A folder with notes.parquet or .csv; else the run's own data.")] = None,
-    out: Annotated[Path, typer.Option("--out", help="Where the vectors go: note_id, vector.")] = Path("embeddings.parquet"),
+    notes: Annotated[Path | None, typer.Argument(help="A folder with notes.parquet or .csv, or shards; else the run's own data.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Where the vectors go [embeddings.parquet; of shards: embeddings].")] = None,
     data: DataRoot = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Notes at a time.")] = 256,
+    shards: Annotated[str | None, typer.Option(metavar="PATTERN", help="Shards in NOTES: items-*.tar, items-{000..127}.parquet")] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Processes, of shards.")] = 1,
+    ray: Annotated[str | None, typer.Option(metavar="ADDRESS", help="Of a Ray cluster, of shards; local: one of this machine.")] = None,
+    index: Annotated[Path | None, typer.Option(help="Where the index of shards lies, if not beside them.")] = None,
 ) -> None:
-    """Vectors of all notes, as a parquet file with note_id and vector."""
+    """Vectors of all notes, as a parquet file with note_id and vector; of shards, a file for each, and only for those without one."""
     from zoo.embed import embed_notes
+    from zoo.embed_shards import embed_shards, has_shards
 
-    typer.echo(f"{embed_notes(folder, out, notes=notes, data_root=root_of(data), batch_size=batch_size)} vectors in {out}")
+    if shards is None and (notes is not None or not has_shards(folder)):
+        if workers > 1 or ray is not None or index is not None:
+            raise ZooError("--workers, --ray and --index are for shards: name them with --shards 'items-*.tar'")
+        out = out or Path("embeddings.parquet")
+        written = embed_notes(folder, out, notes=notes, data_root=root_of(data), batch_size=batch_size)
+    else:
+        out = out or Path("embeddings")
+        runner = None
+        if ray is not None:
+            from zoo.embed_ray import on_ray
+
+            runner = on_ray(ray)
+        where: dict[str, Any] = {"folder": notes, "items": shards, "data_root": root_of(data), "index": index}
+        written = embed_shards(folder, out, **where, workers=workers, batch_size=batch_size, runner=runner)
+    typer.echo(f"{written} vectors in {out}")
 
 
 @app.command()
