@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Row = Mapping[str, Any]  # one raw item: {"id": 7, "title": str, "image": PIL image, bytes or path}; a missing key is a missing modality
+Rows = Sequence[Row | str] | Row | str  # what a model encodes: a string is a title
 
 
 class Pair(NamedTuple):
@@ -225,14 +226,20 @@ class Model(Protocol):
 
     def encode(
         self,
-        rows: Sequence[Row],
+        rows: Rows,
         batch_size: int = 32,
         show_progress: bool | None = None,
         *,
         output: str | None = None,
         normalize: bool = True,
     ) -> np.ndarray:
-        """(N, dim) float32 vectors of raw rows, from the embedding ``output``, by default the main one."""
+        """(N, dim) float32 vectors of raw rows, from the embedding ``output``, by default the main one; (dim,) of a single row."""
+
+    def similarity(self, a: Any, b: Any) -> np.ndarray:
+        """Cosine of each of (N, dim) vectors with each of (M, dim): (N, M)."""
+
+    def similarity_pairwise(self, a: Any, b: Any) -> np.ndarray:
+        """Cosine of each of (N, dim) vectors with the one at the same place: (N,)."""
 
     def parts(self) -> Mapping[str, Any]:
         """The settings that name encoders or backbones, and what was made for each: they are asked for `Encoder.portable`."""

@@ -1,4 +1,4 @@
-"""Rows in, vectors out: the ``encode`` of every model that has a processor."""
+"""Rows in, vectors out, and how alike they are: ``encode`` and ``similarity`` of every model that has a processor."""
 
 from __future__ import annotations
 
@@ -12,23 +12,24 @@ from torch.nn import functional as F
 
 from zoo.collate import RowCollate, Sample
 from zoo.errors import ZooError
-from zoo.types import Batch, ModelOutput, Row
+from zoo.types import Batch, ModelOutput, Row, Rows
 
 
 @torch.no_grad()
-def encode(model: Any, rows: Sequence[Row], *, output: str, batch_size: int, show_progress: bool | None, normalize: bool) -> np.ndarray:
+def encode(model: Any, rows: Rows, *, output: str, batch_size: int, show_progress: bool | None, normalize: bool) -> np.ndarray:
     """Vectors of raw rows, in eval mode, in the order given.
 
     Args:
         model: An ``nn.Module``; its ``processor`` turns a row into inputs, its ``outputs`` name its embeddings, ``dim`` wide.
-        rows: Dictionaries with any subset of the modalities' keys; decoded batch by batch, so a lazy sequence stays lazy.
+        rows: Dictionaries with any subset of the modalities' keys, or strings, each of which is a title; decoded batch by batch, so a
+            lazy sequence stays lazy. Or a single one.
         output: Which embedding.
         batch_size: Rows at a time.
         show_progress: None: a bar when there are many rows and somebody watches.
         normalize: To length 1.
 
     Returns:
-        (N, D) float32.
+        (N, D) float32; (D,) of a single row.
 
     Raises:
         ZooError: If the model gives no embedding of this name, or what stands in ``rows`` are no rows, or a row is empty, cannot be
@@ -36,8 +37,10 @@ def encode(model: Any, rows: Sequence[Row], *, output: str, batch_size: int, sho
     """
     if output not in model.outputs:
         raise ZooError(f"this model gives no embedding {output!r} (it gives: {', '.join(model.outputs)})")
-    if isinstance(rows, str) or not isinstance(rows, Sequence):
-        raise ZooError(f"encode takes a list of rows, not a {type(rows).__name__}: write encode([{{...}}])")
+    if isinstance(rows, str | Mapping):
+        return encode(model, [rows], output=output, batch_size=batch_size, show_progress=show_progress, normalize=normalize)[0]
+    if not isinstance(rows, Sequence):
+        raise ZooError(f"encode takes a row or a list of rows, not a {type(rows).__name__}: write encode([{{...}}])")
     if batch_size < 1:
         raise ZooError(f"batch_size {batch_size} encodes nothing: write 1 or more")
     device = next(model.parameters()).device
@@ -46,7 +49,7 @@ def encode(model: Any, rows: Sequence[Row], *, output: str, batch_size: int, sho
     vectors = []
     try:
         for start in progress(range(0, len(rows), batch_size), "encoding", show_progress):
-            some = [rows[i] for i in range(start, min(start + batch_size, len(rows)))]
+            some = [_row(model, rows[i]) for i in range(start, min(start + batch_size, len(rows)))]
             _check_rows(model, some, start)
             out = model(to_device(_batch(model, some, start), device))
             _check_present(out, output, start)
@@ -57,6 +60,60 @@ def encode(model: Any, rows: Sequence[Row], *, output: str, batch_size: int, sho
         return np.zeros((0, model.dim), dtype=np.float32)
     x = torch.cat(vectors)
     return (F.normalize(x, dim=-1) if normalize else x).numpy()
+
+
+def similarity(a: Any, b: Any) -> np.ndarray:
+    """Cosine of every vector of ``a`` with every vector of ``b``.
+
+    Args:
+        a: (N, D), or (D,) for one; an array or a tensor on the CPU, of any length.
+        b: (M, D), or (D,).
+
+    Returns:
+        (N, M) float32 in -1..1; 0 where a vector is zeros.
+
+    Raises:
+        ZooError: If the widths differ, or these are no vectors.
+    """
+    x, y = _vectors(a), _vectors(b)
+    _check_widths(x, y)
+    return x @ y.T
+
+
+def similarity_pairwise(a: Any, b: Any) -> np.ndarray:
+    """Cosine of each vector of ``a`` with the one at the same place in ``b``: (N, D) and (N, D) to (N,), as `similarity`.
+
+    Raises:
+        ZooError: If the widths or numbers differ, or these are no vectors.
+    """
+    x, y = _vectors(a), _vectors(b)
+    _check_widths(x, y)
+    if len(x) != len(y):
+        raise ZooError(f"{len(x)} vectors and {len(y)} make no pairs: give as many, or write similarity for each with each")
+    return (x * y).sum(1)
+
+
+def _vectors(given: Any) -> np.ndarray:
+    """(N, D) float32 of length 1, or 0."""
+    x = np.atleast_2d(np.asarray(given, dtype=np.float32))
+    if x.ndim != 2:
+        raise ZooError(f"vectors are (N, D) or (D,), not {x.shape}")
+    return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), np.finfo(np.float32).tiny)
+
+
+def _check_widths(x: np.ndarray, y: np.ndarray) -> None:
+    if x.shape[1] != y.shape[1]:
+        raise ZooError(f"vectors of width {x.shape[1]} and {y.shape[1]} cannot be compared: they come from different models or outputs")
+
+
+def _row(model: Any, given: Row | str) -> Row:
+    """A string is a title."""
+    if not isinstance(given, str):
+        return given
+    keys: Sequence[str] = model.processor.keys()
+    if "title" not in keys:
+        raise ZooError(f"this model reads no title, so a string means nothing to it: write {{...}} with any of {', '.join(keys)}")
+    return {"title": given}
 
 
 def _check_rows(model: Any, rows: Sequence[Row], start: int) -> None:

@@ -15,11 +15,11 @@ from zoo.errors import ZooError
 from zoo.freeze import freeze
 from zoo.hub import Hosted
 from zoo.joints import Arrange, compose
-from zoo.models._encode import encode
+from zoo.models._encode import encode, similarity, similarity_pairwise
 from zoo.models._notes import NoteProcessor
 from zoo.registry import make, register
 from zoo.splice import IGNORE, Layout, Spliced, splice
-from zoo.types import Batch, ModalityInputs, ModelOutput, Row, Tokens
+from zoo.types import Batch, ModalityInputs, ModelOutput, Rows, Tokens
 
 JOINTS: dict[str, str | None] = {"arrange": "early", "combine": None, "schedule": "joint"}
 
@@ -191,7 +191,7 @@ class NoteLLM2(Hosted, nn.Module):
 
     def encode(
         self,
-        rows: Sequence[Row],
+        rows: Rows,
         batch_size: int = 32,
         show_progress: bool | None = None,
         *,
@@ -202,14 +202,15 @@ class NoteLLM2(Hosted, nn.Module):
 
         Args:
             rows: Dictionaries with any subset of ``title``, ``topic``, ``content`` and ``image`` (PIL image, path or bytes, or a
-                list of them). A missing key is a missing modality.
+                list of them), a missing key being a missing modality; or strings, each a title, cut to ``title_length`` as every
+                title is; or a single one of these.
             batch_size: Rows at a time.
             show_progress: None: a bar when there are many rows and somebody watches.
             output: One of ``self.outputs``; None: the first, the note.
             normalize: To length 1.
 
         Returns:
-            (N, dim) float32.
+            (N, dim) float32; (dim,) of a single row.
 
         Raises:
             ZooError: On a row with nothing in it, or an image that cannot be decoded.
@@ -222,6 +223,14 @@ class NoteLLM2(Hosted, nn.Module):
             )
             self._warned = True
         return encode(self, rows, output=output or self.outputs[0], batch_size=batch_size, show_progress=show_progress, normalize=normalize)
+
+    def similarity(self, a: Any, b: Any) -> np.ndarray:
+        """Cosine of each vector of ``a`` (N, dim) with each of ``b`` (M, dim): (N, M) float32."""
+        return similarity(a, b)
+
+    def similarity_pairwise(self, a: Any, b: Any) -> np.ndarray:
+        """Cosine of each vector of ``a`` (N, dim) with the one at the same place in ``b`` (N, dim): (N,) float32."""
+        return similarity_pairwise(a, b)
 
     def checkpoint_gradients(self) -> None:
         """Recompute the backbone's activations in the backward pass instead of keeping them."""
