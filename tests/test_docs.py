@@ -145,7 +145,7 @@ def call(command, **keywords):
 
 
 @pytest.mark.parametrize(
-    "page", ["README.md", "ARCHITECTURE.md", "CHANGELOG.md", "docs/diagnose.md", "docs/extending.md", "docs/kernels.md"]
+    "page", ["README.md", "ARCHITECTURE.md", "CHANGELOG.md", "docs/diagnose.md", "docs/extending.md", "docs/kernels.md", "docs/scale.md"]
 )
 def test_every_link_leads_somewhere(page):
     path = ROOT / page

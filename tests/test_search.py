@@ -3,6 +3,8 @@
 import builtins
 import json
 import logging
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -145,6 +147,15 @@ def test_an_index_beside_a_file_is_kept_until_the_vectors_change(tmp_path, caplo
     write_vectors(file, range(90), unit(90))
     assert built("hnsw") == ("hnsw", ["hnsw index of 90 vectors"])
     assert json.loads((tmp_path / "v.parquet.index/index.json").read_text())["vectors"] == 90
+
+
+def test_the_code_of_the_page_runs(tmp_path, monkeypatch, capsys):
+    page = (Path(__file__).parents[1] / "docs/scale.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    write_vectors(tmp_path / "vectors/items-0.parquet", range(50), unit(50))
+    exec(code, {})
+    assert capsys.readouterr().out == "1.0\n"
 
 
 def test_a_folder_of_vectors(tmp_path):

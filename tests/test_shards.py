@@ -7,6 +7,8 @@ import json
 import logging
 import pickle
 import tarfile
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from filelock import FileLock
 from safetensors.torch import load_file
 
 from zoo.data._shard_rows import find_shards
@@ -207,6 +210,24 @@ def test_the_index_may_lie_elsewhere(own, kind, tmp_path):
     with pytest.raises(Failure, match=rf"the index of items-0.{kind} cannot be written .*: name a folder for it with index:"):
         sharded(own, kind)
     assert len(sharded(own, kind, index=str(tmp_path / "index")).notes) == NOTES
+
+
+@pytest.mark.parametrize("kind", ["tar"], indirect=True)
+def test_processes_that_index_at_once_share_the_work(own):
+    """One that finds a shard taken goes on with the others, and comes back."""
+    sharded(own, "tar")
+    index = own / "tar/.zoo_index"
+    first, second = sorted(index.glob("*.arrow"))
+    first.unlink()
+    second.unlink()
+    with ThreadPoolExecutor() as pool:
+        with FileLock(f"{first}.lock"):
+            coming = pool.submit(sharded, own, "tar")
+            while not second.is_file():
+                assert not coming.done()
+                time.sleep(0.01)
+        assert len(coming.result().notes) == NOTES
+    assert first.is_file()
 
 
 def test_broken_images_are_counted(own, kind, planted, caplog):

@@ -24,6 +24,7 @@ def mine(
     since: Annotated[str | None, typer.Option(help="Only clicks from this date on.")] = None,
     until: Annotated[str | None, typer.Option(help="Only clicks before this date.")] = None,
     memory: Annotated[str, typer.Option(help="Spill to disk beyond this.")] = "2GB",
+    sql: Annotated[bool, typer.Option("--sql", help="Instead: print the query over a table clicks, for Spark SQL.")] = False,
 ) -> None:
     """Pairs of notes that the same users click.
 
@@ -44,6 +45,11 @@ def mine(
     if faults:
         raise ZooError("\n".join(faults))
     rule = Mine(**checked(Mine, given, "mine", lookup))
+    if sql:
+        from zoo.data._mining_sql import mining_sql
+
+        typer.echo(mining_sql(rule), nl=False)
+        return
     give(mine_file(clicks, out, rule, split=split, since=since, until=until, memory=memory), None)
 
 

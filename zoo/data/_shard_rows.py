@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from zoo.data._collection import UNDECODABLE, Input, decode
 from zoo.data._folder import FIELDS
@@ -115,7 +115,7 @@ def find_shards(folder: Path, items: str | Sequence[str]) -> list[Path]:
 
 
 def index_shards(folder: Path, paths: Sequence[Path], columns: Columns, *, index: Path | None, skip: bool) -> tuple[list[Shard], list[str]]:
-    """Index every shard that is not yet, one after the other; several processes share the work.
+    """Index every shard that is not yet; processes that do so at once share the work.
 
     Args:
         folder: Of the data set.
@@ -132,12 +132,20 @@ def index_shards(folder: Path, paths: Sequence[Path], columns: Columns, *, index
         ZooError: If what a shard holds are no notes, or no shard is left.
     """
     format_of(paths, columns)
-    shards, faults = [], []
-    for number, path in enumerate(paths, 1):
-        try:
-            shards.append(index_shard(path, columns, (index or folder / INDEX) / path.relative_to(folder).parent, f"{number}/{len(paths)}"))
-        except Unreadable as e:
-            faults.append(str(e))
+    found: dict[Path, Shard] = {}
+    wrong: dict[Path, str] = {}
+    for wait in (False, True):  # first those that no other process is at
+        for number, path in enumerate(paths, 1):
+            if path in found or path in wrong:
+                continue
+            place = (index or folder / INDEX) / path.relative_to(folder).parent
+            try:
+                found[path] = index_shard(path, columns, place, f" ({number} of {len(paths)})", wait=wait)
+            except Unreadable as e:
+                wrong[path] = str(e)
+            except Timeout:
+                continue
+    shards, faults = [found[path] for path in paths if path in found], [wrong[path] for path in paths if path in wrong]
     if faults and not skip:
         more = "" if len(faults) == 1 else f"{len(faults)} shards cannot be read\n"
         raise Unreadable(f"{more}{chr(10).join(faults)}\nunreadable: skip leaves such shards out")
@@ -148,11 +156,19 @@ def index_shards(folder: Path, paths: Sequence[Path], columns: Columns, *, index
     return shards, faults
 
 
-def index_shard(path: Path, columns: Columns, folder: Path, number: str = "") -> Shard:
+def index_shard(path: Path, columns: Columns, folder: Path, number: str = "", *, wait: bool = True) -> Shard:
     """Find or make the index of a shard: its texts, and where its images lie. Every image is decoded once.
+
+    Args:
+        path: Of the shard.
+        columns: Names of the zoo to names in the file.
+        folder: Of the index.
+        number: Of the shard among all, for the log.
+        wait: For another process that is at the same shard.
 
     Raises:
         Failure: If the index cannot be written.
+        Timeout: If another process is at it, unless ``wait``.
         Unreadable: If the shard is missing, cut or damaged.
         ZooError: If what it holds are no notes.
     """
@@ -163,24 +179,29 @@ def index_shard(path: Path, columns: Columns, folder: Path, number: str = "") ->
     if (sha256 := _known(path, place)) is None:
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            with FileLock(f"{place}.lock"):
+            with FileLock(f"{place}.lock", timeout=-1 if wait else 0):
                 if (sha256 := _known(path, place)) is None:
-                    sha256 = _write_index(path, columns, place, number)
+                    logger.info("indexing %s%s", path.name, number)
+                    sha256 = _write_index(path, columns, place)
+        except Timeout:
+            raise
         except OSError as e:
             raise Failure(f"{place}: the index of {path.name} cannot be written ({e}): name a folder for it with index:") from e
     return Shard(path, place, sha256)
 
 
-def _write_index(path: Path, columns: Columns, place: Path, number: str) -> str:
-    logger.info("indexing %s%s", path.name, number and f" ({number})")
+def _write_index(path: Path, columns: Columns, place: Path) -> str:
     stamp = _stamp(path)
-    with path.open("rb") as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    try:
+        with path.open("rb") as file:
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as e:
+        raise Unreadable(f"{path}: cannot be read ({e})") from e
     notes = format_of([path], columns).notes(path)
     notes = notes.combine_chunks().replace_schema_metadata({"stamp": stamp, "sha256": sha256})
     sink = pa.BufferOutputStream()
-    with pa.ipc.new_file(sink, notes.schema) as file:
-        file.write_table(notes)
+    with pa.ipc.new_file(sink, notes.schema) as writer:
+        writer.write_table(notes)
     write_bytes(place, sink.getvalue().to_pybytes())
     return sha256
 
