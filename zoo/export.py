@@ -123,7 +123,7 @@ def _tensors(model: Any, rows: Sequence[Row]) -> dict[str, Tensor]:
 
 def _program(encoder: _Encoder, feed: Mapping[str, Tensor]) -> Any:
     """The graph, its number of rows and length of prompts left open."""
-    rows, length = torch.export.Dim("batch"), torch.export.Dim("length")
+    rows, length = torch.export.Dim("batch"), torch.export.Dim("length", min=3)  # no prompt is shorter, and torch draws a line at 2
     N = feed["text.values"].shape[1]
     shapes = tuple({0: rows, 1: length} if x.ndim == 2 and x.shape[1] == N else {0: rows} for x in feed.values())
     try:
@@ -131,7 +131,7 @@ def _program(encoder: _Encoder, feed: Mapping[str, Tensor]) -> Any:
             exported = torch.export.export(encoder, tuple(feed.values()), dynamic_shapes=(shapes,), strict=False)
             return torch.onnx.export(exported, input_names=list(feed), output_names=["vector"], dynamo=True, verbose=False)
     except RuntimeError as e:  # what both raise for an operation that no graph can hold
-        reason = str(e).strip().partition("\n")[0]
+        reason = " ".join(line.strip() for line in str(e).strip().splitlines()[:2])  # what is wrong, and where
         raise ZooError(f"this model cannot be written as ONNX ({reason}): encode with the model itself, or choose other parts") from e
 
 
