@@ -41,6 +41,7 @@ COMMANDS = (
     "diagnose",
     "export",
     "bench",
+    "data",
 )
 TINY = {
     "model": {

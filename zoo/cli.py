@@ -18,7 +18,7 @@ from zoo.commands._app import app
 from zoo.errors import ZooError
 
 # Files that add their commands to the application, in the order of the help.
-COMMANDS = ("parts", "checks", "items", "runs", "compare", "diagnose", "export", "bench")
+COMMANDS = ("parts", "checks", "items", "runs", "compare", "diagnose", "export", "bench", "data")
 INTERRUPTED = 130  # what typer exits with on Ctrl-C, and what shells expect
 
 for file in COMMANDS:

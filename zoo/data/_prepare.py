@@ -1,0 +1,99 @@
+"""Where the known data sets come from, whether a copy is the published one, and why none is made again from its source."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from zoo.errors import Absent, Failure, ZooError, unknown
+
+
+class Origin(NamedTuple):
+    """A data set that was made from public files."""
+
+    files: Mapping[str, str]  # sha256 by name
+    sources: tuple[str, ...]
+    made_by_hand: str  # what no program can make again from the sources
+
+
+ORIGINS = {
+    "retail_notes": Origin(
+        {
+            "clicks.parquet": "91cda6f665fb68586a05407b98565114873688eadbee5b75c3d5f91b8dc9fbea",
+            "notes.parquet": "7be03a86aa66a5a4997ed607bb1d3e7d3977a55285be50e8619f523160079369",
+            "pairs.parquet": "d755b90280fca43e5bb071dc7903c67754f1e4d30de75d5a13731d6c948d0c9c",
+        },
+        (
+            "purchases: UCI Online Retail (Chen, Sain, Guo, 2012; https://archive.ics.uci.edu/dataset/352/online+retail, CC BY 4.0), as in"
+            " https://github.com/allanvc/onlineretail at 3a77afe42f2650c54221573f9537e45cde646834, data/onlineretail.rda",
+            "drawings: https://github.com/googlefonts/noto-emoji (Apache-2.0, OFL-1.1)",
+        ),
+        "users are renumbered at random, topics and pictures follow word lists that were written by hand",
+    ),
+    "emoji_zh_en": Origin(
+        {
+            "concepts.parquet": "872ae333279389d83f8b0c152a2a631964e9ec9628aefd5e11738f10b095d651",
+            "images.parquet": "cada1807ef44ad216496ba44c800196b5614fed80e6ab20e38933d57d915b343",
+        },
+        (
+            "names: https://github.com/unicode-org/cldr-json at b08a82b582f1120d630d623f9e5073316741574d (Unicode License v3)",
+            "drawings: https://github.com/googlefonts/noto-emoji at b3e3051a088047d19fd4d49b1c3ac42fb8c3aaf8 (OFL-1.1, Apache-2.0)",
+            "drawings: https://github.com/iconify/icon-sets at 174ea0808b3b4cdd03a6769baee62d0fc6141c77 (CC BY 4.0, MIT)",
+        ),
+        "drawings were turned into pixels, and matched to names, by a program that was not published with it",
+    ),
+    "av_digits": Origin(
+        {
+            "audio.parquet": "733d9df051bf3dc0bf2d96f9633f21a23315e3edf2c3775b369af89edfb87e23",
+            "images.parquet": "fadc3a0e4b3424c3da58dbf8115e626db2479c6f50339155f09dc154254ed690",
+        },
+        (
+            "speech: https://github.com/Jakobovski/free-spoken-digit-dataset at 26eb9aaf76e81b692f806f9140c2d2777410d7a1 (CC BY-SA 4.0)",
+            "digits: MNIST's test set, LeCun and Cortes (CC BY-SA 3.0), as in https://github.com/patrick-kidger/equinox at"
+            " 9336d820b2ef66b360fc6cb3611b3da5cefbb14d, docs/examples/MNIST",
+        ),
+        "the program that paired speech and digits was not published with it",
+    ),
+}
+
+
+def prepare(name: str, root: Path | None) -> Path:
+    """Check a copy of a known data set against the hashes of the published one.
+
+    Args:
+        name: Of the set, and of its folder.
+        root: The folder of data folders.
+
+    Returns:
+        The folder, whose files are the published ones.
+
+    Raises:
+        Absent: If it is not there. It says where the set comes from, and why it cannot be made here.
+        Failure: If a file is missing or another one.
+        ZooError: If no such set is known.
+    """
+    if name not in ORIGINS:
+        raise ZooError(unknown("data set with a public source", name, ORIGINS) + "; planted_notes and planted_neglect are drawn when used")
+    origin = ORIGINS[name]
+    about = f"{name} cannot be made again from its sources: {origin.made_by_hand}. Copy its folder from somebody who has it. Sources:\n" + (
+        "\n".join(f"  {source}" for source in origin.sources)
+    )
+    if root is None:
+        raise Absent(f"the data set {name!r} is looked for in a folder of data folders, and none is given: --data DIR or ZOO_DATA\n{about}")
+    folder = root / name
+    if not folder.is_dir():
+        raise Absent(f"no folder {folder}\n{about}")
+    faults = [fault for file, sha256 in origin.files.items() if (fault := _fault(folder / file, sha256))]
+    if faults:
+        raise Failure("\n".join([*faults, about]))
+    return folder
+
+
+def _fault(path: Path, sha256: str) -> str:
+    if not path.is_file():
+        return f"{path} is missing"
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    return "" if found == sha256 else f"{path} is not the published file: its sha256 is {found}, not {sha256}"
