@@ -87,6 +87,7 @@ def test_the_description_is_that_of_the_graph(exported):
         {"dim": None},
         {"absent": "zeros"},
         {"backbone": {"name": "qwen", "size": "tiny"}},
+        {"backbone": {"name": "qwen", "size": "tiny", "dtype": "bfloat16"}},
         {"vision": "timm:vit_tiny_patch16_224"},
     ],
     ids=str,

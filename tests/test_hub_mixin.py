@@ -185,6 +185,13 @@ def test_the_page_of_a_model_alone(model):
     assert "## Recipe" not in page
 
 
+@pytest.mark.parametrize("repo, of_run, title", [("shop/items", True, "items"), (None, True, "shop"), (None, False, "notellm2")])
+def test_the_title_is_the_nearest_name(model, run, repo, of_run, title):
+    page = card(model, run if of_run else None, repo=repo)
+    assert f"\n# {title}\n" in page
+    assert f'zoo.from_pretrained("{repo or f"org/{title}"}")' in page
+
+
 def test_the_page_before_anything_was_measured(model, run):
     (run / "metrics.json").unlink()
     page = card(model, run)

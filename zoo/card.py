@@ -33,13 +33,13 @@ A row has any subset of the keys {keys}; a missing key is a missing modality. Th
 """
 
 
-def card(model: Any, run: str | Path | None = None, *, repo: str = "org/name", licence: str | None = None) -> str:
+def card(model: Any, run: str | Path | None = None, *, repo: str | None = None, licence: str | None = None) -> str:
     """The page ``README.md`` of a model, with the metadata that the Hugging Face hub reads.
 
     Args:
         model: As `zoo.types.Model` says, built by `zoo.build`.
         run: The folder of its run, for the recipe and the measured recall; None: neither is shown.
-        repo: Where it will lie on the hub, for the example.
+        repo: Where it will lie on the hub, for the title and the example; None: the title is that of the run, or of the model.
         licence: Of these weights, as the hub writes it: ``apache-2.0``. None: the page names none, as the zoo cannot know it.
 
     Returns:
@@ -50,13 +50,14 @@ def card(model: Any, run: str | Path | None = None, *, repo: str = "org/name", l
         ZooError: If ``run`` holds no recipe.
     """
     recipe, metrics = ("", None) if run is None else _of_run(Path(run))
-    title, keys = repo.rpartition("/")[2], model.processor.keys()
+    title = repo.rpartition("/")[2] if repo else Path(run).resolve().name if run is not None else model.spec["name"]
+    keys = model.processor.keys()
     sections = [
         _metadata(model.spec["name"], title, keys, _results(recipe, metrics), licence),
         f"# {title}\n",
         f"{entry('model', model.spec['name']).summary}\n",
         "" if model.trained else "**Its weights are random: nothing was trained or loaded into them.**\n",
-        _USE.format(library=LIBRARY, repo=repo, keys=", ".join(f"`{key}`" for key in keys), dim=model.dim),
+        _USE.format(library=LIBRARY, repo=repo or f"org/{title}", keys=", ".join(f"`{key}`" for key in keys), dim=model.dim),
         _measured(metrics),
         _made_of(model.spec),
         f"## Recipe\n\n```yaml\n{recipe.strip()}\n```\n" if recipe else "",

@@ -37,7 +37,7 @@ def export_onnx(model: Any, out: str | Path, *, output: str | None = None) -> Pa
     one. What turns raw rows into tensors is no part of it: `prepare` does it here, and ``<out>.json`` says what the graph wants.
 
     Args:
-        model: As `zoo.types.Model` says; it is put into eval mode on the CPU.
+        model: As `zoo.types.Model` says; it is put into eval mode and float32 on the CPU, where onnxruntime knows nothing smaller.
         out: The file. Weights over 2 GB lie in ``<out>.data``.
         output: Which embedding; None: the main one.
 
@@ -54,7 +54,7 @@ def export_onnx(model: Any, out: str | Path, *, output: str | None = None) -> Pa
         raise ZooError(f"{out} is no name of an ONNX file: write {out.with_suffix('.onnx')}")
     if name not in model.outputs:
         raise ZooError(f"this model gives no embedding {name!r} (it gives: {', '.join(model.outputs)})")
-    model = model.cpu().eval()
+    model = model.cpu().float().eval()
     rows = _examples(model)
     feed = _tensors(model, rows)
     program = _program(_Encoder(model, name, list(feed)), feed)

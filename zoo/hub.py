@@ -161,7 +161,7 @@ class Hosted(ModelHubMixin, library_name=LIBRARY):
             )
         return model
 
-    def generate_model_card(self, run: str | Path | None = None, *, repo: str = "org/name", licence: str | None = None) -> ModelCard:
+    def generate_model_card(self, run: str | Path | None = None, *, repo: str | None = None, licence: str | None = None) -> ModelCard:
         """The page `zoo.card.card` writes; these are the ``model_card_kwargs`` of ``save_pretrained`` and ``push_to_hub``."""
         return ModelCard(card(self, run, repo=repo, licence=licence))
 
