@@ -105,6 +105,7 @@ class _Encoder(nn.Module):
 def _tensors(model: Any, rows: Sequence[Row]) -> dict[str, Tensor]:
     """Every input of the graph, whatever these rows lack: a text always has a mask, a looking model's image always a ``present``."""
     inputs = dict(RowCollate(model.processor)(rows).inputs)
+    inputs.pop("answer", None)  # what is asked in training
     text, found = inputs.pop("text"), {}
     found["text.values"] = text.values
     found["text.mask"] = text.mask if text.mask is not None else torch.ones_like(text.values, dtype=torch.bool)

@@ -135,6 +135,13 @@ class Predicting(Protocol):
         """Logits (W, V) of the words of a batch, each given what stands before it, and which words they are (W,) int64."""
 
 
+@runtime_checkable
+class Asked(Protocol):
+    """A model that may be asked about its rows while it trains; ``logits`` and ``labels`` then have ``answer``, where a row has one."""
+
+    asks: str | None  # what; None: nothing
+
+
 class Processor(Protocol):
     """Raw thing to tensors, for one row; small and picklable, because it runs in the data loader's workers."""
 

@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from PIL import Image
 
-from zoo.data._folder import FIELDS, Loaded, find, read_table
+from zoo.data._folder import FIELDS, SAID, Loaded, find, read_table
 from zoo.data._mining import Mine, mine, none_left
 from zoo.errors import ZooError, unknown
 from zoo.types import Row
@@ -38,7 +38,7 @@ class Rows(Sequence[Row]):
     """The notes as raw rows, made on access from tables that are cheap to send to a worker.
 
     Args:
-        table: One row a note: note_id, title, topic, content, image.
+        table: One row a note: note_id, image, and any of title, topic, content, category.
         inputs: What a row shows; the rest is absent.
         folder: Where paths of images begin.
     """
@@ -56,7 +56,8 @@ class Rows(Sequence[Row]):
             raise IndexError(f"note {index} of {len(self)}")
         row: dict[str, Any] = {"id": i, "note_id": self.table["note_id"][i].as_py()}
         if "text" in self.inputs:
-            row |= {field: text for field in FIELDS if (text := self.table[field][i].as_py()) is not None}
+            said = [field for field in SAID if field in self.table.column_names]
+            row |= {field: text for field in said if (text := self.table[field][i].as_py()) is not None}
         if "image" in self.inputs and (image := self.table["image"][i].as_py()) is not None:
             row["image"] = decode(image, self.folder)
         return row
@@ -137,7 +138,7 @@ class Collection:
         broken: Sequence[int]
         if checked is None:
             shown, broken, content = _without_broken(everything, folder)
-            self.notes = Rows(shown.select(["note_id", *FIELDS, "image"]), inputs, folder)
+            self.notes = Rows(shown.select([c for c in ("note_id", *SAID, "image") if c in shown.column_names]), inputs, folder)
         else:
             (self.notes, broken), shown, content = checked, everything, ""
         self._texts = shown.select(FIELDS)

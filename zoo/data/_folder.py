@@ -25,6 +25,7 @@ LAYOUT = """A notes data set is a folder with
   pairs.parquet or .csv   note_a, note_b, perhaps split; without this file, pairs are mined from the clicks
 The folder that holds it is named by --data DIR or ZOO_DATA on the command line, and by data_root= in Python."""
 FIELDS = ("title", "topic", "content")
+SAID = (*FIELDS, "category")  # the last is for objectives, and no model reads it
 Table: TypeAlias = Path | pa.Table
 
 
@@ -141,14 +142,14 @@ def _raise(faults: list[str]) -> None:
 
 
 def read_table(con: duckdb.DuckDBPyConnection, table: Table, columns: Mapping[str, str | None]) -> pa.Table:
-    """The notes: note_id, title, topic, content, image, split; null where there is nothing.
+    """The notes: note_id, title, topic, content, category, image, split; null where there is nothing.
 
     Raises:
         ZooError: With everything that is wrong in the table.
     """
     source = Source(con, table, "notes", columns)
     name = source.path.name
-    asked = [c for c in (*FIELDS, "image", "split") if columns.get(c) is not None]  # a mapping that leads nowhere is an error
+    asked = [c for c in (*SAID, "image", "split") if columns.get(c) is not None]  # a mapping that leads nowhere is an error
     faults = source.missing("note_id", *asked)
     there = [c for c in (*FIELDS, "image") if source.has(c) and columns.get(c, c) is not None]
     if not there and not faults:
@@ -156,7 +157,8 @@ def read_table(con: duckdb.DuckDBPyConnection, table: Table, columns: Mapping[st
     if "image" in there and source.type("image") not in ("BLOB", "VARCHAR"):
         faults.append(f"{name}: column 'image' is {source.type('image')}: write the bytes of an image file, or its path")
     _raise(faults)
-    text = {c: _text(source, c) if c in there or (c == "split" and source.has(c)) else "null::varchar" for c in (*FIELDS, "split")}
+    also = [c for c in ("category", "split") if source.has(c)]
+    text = {c: _text(source, c) if c in (*there, *also) else "null::varchar" for c in (*SAID, "split")}
     image = source.at("image") if "image" in there else "null::blob"
     wanted = [f"{source.at('note_id')} as note_id", f"{image} as image", *(f"{sql} as {c}" for c, sql in text.items())]
     with reading(source.path):

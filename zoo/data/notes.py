@@ -31,8 +31,9 @@ def notes(
     """Notes (title, topic, content, image) and the pairs that their clicks make.
 
     The folder holds ``notes.parquet`` or ``.csv`` (``note_id``, and any of ``title``, ``topic``, ``content``, ``image`` as bytes
-    or as a path relative to the folder), ``clicks`` (``user_id``, ``note_id``, ``timestamp``) and perhaps ``pairs`` (``note_a``,
-    ``note_b``, ``split``, and ``rank`` or ``rank_score`` and ``rank_cosine``, from 0, of which the first ``mine.top`` are taken).
+    or as a path relative to the folder, and ``category``, which models do not read, but may be asked for in training), ``clicks``
+    (``user_id``, ``note_id``, ``timestamp``) and perhaps ``pairs`` (``note_a``, ``note_b``, ``split``, and ``rank`` or
+    ``rank_score`` and ``rank_cosine``, from 0, of which the first ``mine.top`` are taken).
 
     Args:
         root: The folder of data folders.

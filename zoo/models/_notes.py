@@ -29,6 +29,12 @@ LANGUAGES: dict[str, Words] = {
     "en": Words(note="Note: ", compress=', compressed into one word: "', close='". ', comma=", ", stop=". ", keys={}),
 }
 
+Ask = Literal["category", "topics"]
+QUESTIONS: dict[str, dict[Ask, str]] = {  # NoteLLM-1's, which stand behind the compressed word
+    "zh": {"category": "生成笔记类目：", "topics": "生成笔记1个话题："},
+    "en": {"category": "Generate the note category: ", "topics": "Generate 1 topic of the note: "},
+}
+
 
 def clean(row: Row, words: Words, *, title_length: int, content_length: int, max_topics: int, hashtag_length: int = 16) -> dict[str, str]:
     """The text fields of a note as they stand in the prompt; {} when the note has no text at all.
@@ -69,6 +75,8 @@ class NoteProcessor:
 
     ``text`` holds the ids of the prompt with one position per medium, and in ``extra`` the ``slots`` where media go, the
     positions ``anchor.<name>`` where embeddings are read (-1: this row has none) and whether the row ``has_text``.
+    ``answer``, if anything is asked that the row can answer, holds the ids that stand behind the prompt in training: the compressed
+    word, the question and the answer, of which ``extra["said"]`` marks the last.
 
     Args:
         tokenizer: The backbone's.
@@ -81,6 +89,8 @@ class NoteProcessor:
         title_length: In characters.
         content_length: In characters.
         max_topics: Topics kept.
+        ask: What is asked in training. ``category``: the row's ``category``, of which the first two levels, ``a@b``, count; the prompt
+            never shows it. ``topics``: the last topic, which is left out of the prompt unless nothing else stands in it.
     """
 
     def __init__(
@@ -95,27 +105,29 @@ class NoteProcessor:
         title_length: int,
         content_length: int,
         max_topics: int,
+        ask: Ask | None = None,
     ) -> None:
-        self.tokenizer, self.arrange, self.image = tokenizer, arrange, image
+        self.tokenizer, self.arrange, self.image, self.ask = tokenizer, arrange, image, ask
         self.language, self.absent, self.max_tokens = language, absent, max_tokens
         self.limits = {"title_length": title_length, "content_length": content_length, "max_topics": max_topics}
 
     def config(self) -> dict[str, Any]:
         """What decides its result, for comparison when weights are loaded."""
         image = self.image.config() if self.image is not None else None
-        own = {"language": self.language, "absent": self.absent, "max_tokens": self.max_tokens, **self.limits}
+        own = {"language": self.language, "absent": self.absent, "max_tokens": self.max_tokens, "ask": self.ask, **self.limits}
         return {"note": own, "tokenizer": self.tokenizer.config(), "image": image}
 
     def __call__(self, row: Row) -> dict[str, ModalityInputs]:
         """A row of which the model sees nothing gets the empty prompt, and its embedding is marked absent."""
         words = LANGUAGES[self.language]
-        fields = clean(row, words, **self.limits)
+        fields, answer = self._held_out(row, clean(row, words, **self.limits))
         pixels = self._pixels(row)
         if self.absent == "zeros":
             fields = fields or dict.fromkeys(FIELDS, "")
         media = ("image",) if pixels is not None else ()
         text = self._prompt(self.arrange(Parts(fields, media, words)), has_text=bool(fields))
-        return {"text": text} if pixels is None else {"text": text, "image": pixels}
+        inputs = {"text": text} if pixels is None else {"text": text, "image": pixels}
+        return {**inputs, "answer": self._answer(answer)} if answer else inputs
 
     def keys(self) -> tuple[str, ...]:
         """The keys of a row that this model looks at."""
@@ -124,6 +136,29 @@ class NoteProcessor:
     def sees(self, row: Row) -> bool:
         """Whether the row has anything that this model looks at."""
         return any(row.get(field) for field in FIELDS) or (self.image is not None and bool(images(row)))
+
+    def _held_out(self, row: Row, fields: dict[str, str]) -> tuple[dict[str, str], str]:
+        """What the prompt shows, and the answer that it does not; "" where there is none."""
+        comma = LANGUAGES[self.language].comma
+        if self.ask == "category":
+            category = row.get("category") or ""
+            if not isinstance(category, str):
+                raise ZooError(f"category {category!r} is a {type(category).__name__}, not text: write a string, or leave the key out")
+            return fields, comma.join(level.strip() for level in category.split("@")[:2])
+        if self.ask == "topics":
+            rest, _, last = fields.get("topic", "").rpartition(comma)
+            left = {**fields, "topic": rest}
+            return (left, last) if any(left.values()) else (fields, "")
+        return fields, ""
+
+    def _answer(self, answer: str) -> ModalityInputs:
+        """The compressed word, the question, and the answer with a stop."""
+        words, role = LANGUAGES[self.language], self.tokenizer.roles.get("compressed")
+        assert self.ask is not None
+        asked = [*([] if role is None else [role]), *self.tokenizer.encode(words.close + QUESTIONS[self.language][self.ask])]
+        said = self.tokenizer.encode(answer + words.stop.rstrip())
+        ids = torch.tensor([*asked, *said])
+        return ModalityInputs(ids, torch.ones_like(ids, dtype=torch.bool), extra={"said": torch.arange(len(ids)) >= len(asked)})
 
     def _pixels(self, row: Row) -> ModalityInputs | None:
         """(3, H, W), or (M, 3, H, W) of several images; None when there is none or nobody looks. Prepared ones are taken as they are."""
@@ -170,6 +205,19 @@ class NoteProcessor:
             assert special is not None, "dropped by _merged"
             return [special]
         return self.tokenizer.encode(segment.text)
+
+
+def continued(text: ModalityInputs, answer: ModalityInputs) -> ModalityInputs:
+    """The prompts (B, N) with question and answer (B, A) behind them: (B, N + A), padding between; ``extra["said"]`` marks the answers."""
+    assert text.mask is not None, "the processor makes one"
+    assert answer.mask is not None, "the processor makes one"
+    said = answer.extra["said"]
+    extra = {
+        **text.extra,
+        "slots": torch.cat([text.extra["slots"], torch.zeros_like(answer.values)], 1),
+        "said": torch.cat([torch.zeros_like(text.mask), said], 1),
+    }
+    return ModalityInputs(torch.cat([text.values, answer.values], 1), torch.cat([text.mask, answer.mask], 1), extra=extra)
 
 
 def images(row: Row) -> list[Any]:

@@ -16,7 +16,7 @@ from zoo.freeze import freeze
 from zoo.hub import Hosted
 from zoo.joints import Arrange, compose
 from zoo.models._encode import encode, similarity, similarity_pairwise
-from zoo.models._notes import NoteProcessor
+from zoo.models._notes import Ask, NoteProcessor, continued
 from zoo.registry import make, register
 from zoo.splice import IGNORE, Layout, Spliced, splice
 from zoo.types import Batch, ModalityInputs, ModelOutput, Rows, Tokens
@@ -68,7 +68,7 @@ class NoteLLM2(Hosted, nn.Module):
         width: int = self.backbone.dim
         self.late = nn.Linear(self.vision.dim, width, bias=False) if combine is not None else None
         self.project = nn.Linear(width, dim, bias=False) if dim is not None else nn.Identity()
-        self.arrange, self.processor, self.outputs = arrange, processor, arrange.anchors
+        self.arrange, self.processor, self.outputs, self.asks = arrange, processor, arrange.anchors, processor.ask
         self.dim = dim if dim is not None else width
         self._warned = False
 
@@ -82,11 +82,14 @@ class NoteLLM2(Hosted, nn.Module):
         self.backbone.trained = value
 
     def forward(self, batch: Batch) -> ModelOutput:
-        """Prompt and pixels to one embedding (B, dim) for each anchor.
+        """Prompt and pixels to one embedding (B, dim) for each anchor; in training, logits (W, V) of the words of answers too.
 
-        An embedding is present where its anchor stands in the prompt and something that the model looks at is there.
+        An embedding is present where its anchor stands in the prompt and something that the model looks at is there. Answers stand
+        behind the prompt, so no embedding sees them.
         """
         text, image = batch.inputs["text"], self.look(batch)
+        answer = batch.inputs.get("answer") if self.training else None
+        text = text if answer is None else continued(text, answer)
         spliced, hidden = self._read(text, image)  # (B, S, D)
         has_text, rows = text.extra["has_text"], torch.arange(hidden.shape[0], device=hidden.device)
         late = self._late(image, hidden)  # (B, D), one for all anchors
@@ -99,14 +102,18 @@ class NoteLLM2(Hosted, nn.Module):
                 there = there | ((at >= 0) & image.there)
             embeddings[name], present[name] = self.project(state), there  # (B, dim)
         media = {} if image.tokens is None else {"image": image.tokens}
-        return ModelOutput(embeddings, present, tokens=media, aux=self._places(spliced))
+        logits, words = ({}, {}) if answer is None else ({"answer": x} for x in self._predict(spliced, hidden))
+        return ModelOutput(embeddings, present, logits, words, tokens=media, aux=self._places(spliced))
 
     def predict(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Logits (W, V) of every word of the prompts but the first, each given all before it, and which words they are (W,).
 
         Special tokens that stand in a prompt are among them; images are read and never predicted.
         """
-        spliced, hidden = self._read(batch.inputs["text"], self.look(batch))  # (B, S, D)
+        return self._predict(*self._read(batch.inputs["text"], self.look(batch)))
+
+    def _predict(self, spliced: Spliced, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits (W, V) of the labelled words, and the words (W,)."""
         follows = spliced.labels[:, 1:]  # (B, S - 1)
         said = follows != IGNORE
         return self.backbone.predict(hidden[:, :-1][said]), follows[said]
@@ -186,7 +193,7 @@ class NoteLLM2(Hosted, nn.Module):
         anchors = {name: text.extra[f"anchor.{name}"] for name in self.arrange.anchors}
         mask = text.mask if text.mask is not None else torch.ones_like(text.values, dtype=torch.bool)
         slots = text.extra["slots"]
-        words = text.values.masked_fill(~mask | (slots > 0), IGNORE)
+        words = text.values.masked_fill(~text.extra.get("said", mask & (slots == 0)), IGNORE)
         return Layout(self.backbone.embed(text.values), mask, slots, anchors, labels=words)
 
     def encode(
@@ -262,6 +269,7 @@ def notellm2(
     title_length: Positive = 20,
     content_length: Positive = 80,
     max_topics: Positive = 10,
+    ask: Ask | None = None,
 ) -> NoteLLM2:
     """NoteLLM-2: item vectors from the hidden state at a compressed word, with mICL and gated late fusion.
 
@@ -283,6 +291,8 @@ def notellm2(
         title_length: Characters.
         content_length: Characters.
         max_topics: Topics, hashtags of the content included.
+        ask: NoteLLM-1's generation, for objective ``answering``: the row's ``category``, or the last of its topics, which the prompt
+            then leaves out in training and later alike.
 
     Raises:
         ZooError: If a fusion does not fit, or a connector cannot bridge the widths.
@@ -310,6 +320,7 @@ def notellm2(
         title_length=title_length,
         content_length=content_length,
         max_topics=max_topics,
+        ask=ask,
     )
     return NoteLLM2(language_model, eyes, bridge, combine, joints.make("schedule"), arrange=arrange, processor=processor, dim=dim)
 
