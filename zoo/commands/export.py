@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Annotated
 
@@ -23,4 +24,5 @@ def export(
     from zoo.export import export_onnx
     from zoo.hub import load
 
+    logging.getLogger("onnxscript").setLevel(logging.ERROR)  # it warns of what its optimiser leaves as it is
     typer.echo(str(export_onnx(load(folder), out, output=output)))
