@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,8 +20,8 @@ def encode(model: Any, rows: Rows, *, output: str, batch_size: int, show_progres
 
     Args:
         model: An ``nn.Module``; its ``processor`` turns a row into inputs, its ``outputs`` name its embeddings, ``dim`` wide.
-        rows: Dictionaries with any subset of the modalities' keys, or strings, each of which is a title; decoded batch by batch, so a
-            lazy sequence stays lazy. Or a single one.
+        rows: Dictionaries with any subset of the modalities' keys, or strings, each of which is a title. Those of a list are encoded
+            in batches of like length; another sequence may make its rows on access, so it is read batch by batch. Or a single one.
         output: Which embedding.
         batch_size: Rows at a time.
         show_progress: None: a bar when there are many rows and somebody watches.
@@ -46,20 +45,35 @@ def encode(model: Any, rows: Rows, *, output: str, batch_size: int, show_progres
     device = next(model.parameters()).device
     was_training = model.training
     model.eval()
-    vectors = []
+    found = np.zeros((len(rows), model.dim), dtype=np.float32)
     try:
-        for start in progress(range(0, len(rows), batch_size), "encoding", show_progress):
-            some = [_row(model, rows[i]) for i in range(start, min(start + batch_size, len(rows)))]
-            _check_rows(model, some, start)
-            out = model(to_device(_batch(model, some, start), device))
-            _check_present(out, output, start)
-            vectors.append(out.embeddings[output].float().cpu())
+        steps = progress(range(0, len(rows), batch_size), "encoding", show_progress)
+        for _, (numbers, some) in zip(steps, _batches(model, rows, batch_size), strict=True):
+            out = model(to_device(_batch(model, some, numbers), device))
+            _check_present(out, output, numbers)
+            x = out.embeddings[output].float()
+            found[numbers] = (F.normalize(x, dim=-1) if normalize else x).cpu().numpy()
     finally:
         model.train(was_training)
-    if not vectors:
-        return np.zeros((0, model.dim), dtype=np.float32)
-    x = torch.cat(vectors)
-    return (F.normalize(x, dim=-1) if normalize else x).numpy()
+    return found
+
+
+def _batches(model: Any, rows: Sequence[Row | str], batch_size: int) -> Iterator[tuple[list[int], list[Row]]]:
+    """The numbers of the rows of each batch, and the rows; of a list the longest first, where what does not fit in memory fails at once."""
+    pool = max(len(rows), 1) if isinstance(rows, list | tuple) else batch_size
+    for first in range(0, len(rows), pool):
+        numbers = range(first, min(first + pool, len(rows)))
+        some = [_row(model, rows[i]) for i in numbers]
+        _check_rows(model, some, first)
+        order = sorted(range(len(some)), key=lambda i: -_length(some[i]))
+        for at in range(0, len(order), batch_size):
+            chosen = order[at : at + batch_size]
+            yield [numbers[i] for i in chosen], [some[i] for i in chosen]
+
+
+def _length(row: Row) -> int:
+    """Characters of its texts, or of the path of its image: an estimate of what the model will read."""
+    return sum(len(value) for value in row.values() if isinstance(value, str))
 
 
 def similarity(a: Any, b: Any) -> np.ndarray:
@@ -125,12 +139,12 @@ def _check_rows(model: Any, rows: Sequence[Row], start: int) -> None:
         raise ZooError(f"this model sees nothing of row {', '.join(map(str, empty[:5]))}: give it at least one of {keys}")
 
 
-def _batch(model: Any, rows: Sequence[Row], start: int) -> Batch:
+def _batch(model: Any, rows: Sequence[Row], numbers: Sequence[int]) -> Batch:
     """The rows as a batch; what is wrong with one names it."""
-    numbers = itertools.count(start)
+    names = iter(numbers)
 
     def process(row: Row) -> Sample:
-        number = next(numbers)
+        number = next(names)
         try:
             return model.processor(row)
         except ZooError as e:
@@ -139,9 +153,9 @@ def _batch(model: Any, rows: Sequence[Row], start: int) -> Batch:
     return RowCollate(process)(rows)
 
 
-def _check_present(out: ModelOutput, output: str, start: int) -> None:
+def _check_present(out: ModelOutput, output: str, numbers: Sequence[int]) -> None:
     if output in out.present and not out.present[output].all():
-        absent = [start + i for i in (~out.present[output]).nonzero().flatten().tolist()]
+        absent = [numbers[i] for i in (~out.present[output]).nonzero().flatten().tolist()]
         raise ZooError(f"row {', '.join(map(str, absent[:5]))} has no embedding {output!r}: nothing of what it is read from is there")
 
 
