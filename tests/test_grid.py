@@ -22,13 +22,17 @@ from zoo.registry import entry, make, names, register
 from zoo.types import Pair
 
 WIDTH = 24  # of images and of text alike, so that the connector "identity" fits
+TINY_IMAGE = {"name": "tiny_image", "dim": WIDTH, "heads": 2, "layers": 1, "image_size": 16}
+TINY_TEXT = {"name": "tiny_text", "dim": 16, "heads": 2, "layers": 1, "rows": 100}
 TINY: dict[str, dict[str, Any]] = {  # model: settings that make it small, and ``on``, the outputs that are contrasted
     "notellm2": {
         "backbone": {"name": "tiny_lm", "dim": WIDTH, "layers": 1, "heads": 2, "vocab_size": 200},
-        "vision": {"name": "tiny_image", "dim": WIDTH, "heads": 2, "layers": 1, "image_size": 16},
+        "vision": TINY_IMAGE,
         "dim": 8,
         "language": "en",
     },
+    "dual_encoder": {"text": TINY_TEXT, "vision": TINY_IMAGE, "dim": 8, "language": "en"},
+    "meter": {"text": TINY_TEXT, "vision": TINY_IMAGE, "dim": 8, "layers": 1, "width": 16, "heads": 2, "language": "en"},
 }
 TINY_CONNECTOR: dict[str, dict[str, Any]] = {  # those whose own defaults are large
     "attention_pool": {"num_queries": 2},
@@ -172,11 +176,11 @@ class TestMatrix:
         assert result.exit_code == 0, result.output
         lines = result.output.splitlines()
         head = lines[0].split()
-        assert head == ["fusion", "model_of_a_test", "notellm2"]
-        rows = {line.split()[0]: line.split()[1:] for line in lines[1 : 1 + len(names("fusion"))]}
-        assert rows["trunk_of_a_test"] == ["trunk", "-"]
-        assert rows["gated_late"] == ["-", "combine"]
-        assert rows["micl"] == ["-", "arrange"]
+        assert head == ["fusion", *names("model")]
+        rows = {line.split()[0]: dict(zip(head, line.split(), strict=True)) for line in lines[1 : 1 + len(names("fusion"))]}
+        assert (rows["trunk_of_a_test"]["model_of_a_test"], rows["trunk_of_a_test"]["notellm2"]) == ("trunk", "-")
+        assert (rows["gated_late"]["model_of_a_test"], rows["gated_late"]["notellm2"]) == ("-", "combine")
+        assert (rows["micl"]["notellm2"], rows["micl"]["meter"]) == ("arrange", "-")
         assert "connectors of notellm2: " + ", ".join(names("connector")) in lines
         assert "connectors of model_of_a_test: none" in lines
         sentence = (

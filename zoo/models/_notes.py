@@ -121,12 +121,12 @@ class NoteProcessor:
         """A row of which the model sees nothing gets the empty prompt, and its embedding is marked absent."""
         words = LANGUAGES[self.language]
         fields, answer = self._held_out(row, clean(row, words, **self.limits))
-        pixels = self._pixels(row)
+        looked = self._pixels(row)
         if self.absent == "zeros":
             fields = fields or dict.fromkeys(FIELDS, "")
-        media = ("image",) if pixels is not None else ()
+        media = ("image",) if looked is not None else ()
         text = self._prompt(self.arrange(Parts(fields, media, words)), has_text=bool(fields))
-        inputs = {"text": text} if pixels is None else {"text": text, "image": pixels}
+        inputs = {"text": text} if looked is None else {"text": text, "image": looked}
         return {**inputs, "answer": self._answer(answer)} if answer else inputs
 
     def keys(self) -> tuple[str, ...]:
@@ -161,13 +161,11 @@ class NoteProcessor:
         return ModalityInputs(ids, torch.ones_like(ids, dtype=torch.bool), extra={"said": torch.arange(len(ids)) >= len(asked)})
 
     def _pixels(self, row: Row) -> ModalityInputs | None:
-        """(3, H, W), or (M, 3, H, W) of several images; None when there is none or nobody looks. Prepared ones are taken as they are."""
+        """As `pixels`; None when nobody looks."""
         if self.image is None:
             return None
-        values = [(x if isinstance(x, ModalityInputs) else self.image(x)).values for x in images(row)]
-        if not values:
-            return ModalityInputs(self._zero_image()) if self.absent == "zeros" else None
-        return ModalityInputs(values[0] if len(values) == 1 else torch.stack(values))
+        found = pixels(row, self.image)
+        return ModalityInputs(self._zero_image()) if found is None and self.absent == "zeros" else found
 
     def _zero_image(self) -> Tensor:
         from PIL import Image  # the parity mode alone needs it
@@ -218,6 +216,14 @@ def continued(text: ModalityInputs, answer: ModalityInputs) -> ModalityInputs:
         "said": torch.cat([torch.zeros_like(text.mask), said], 1),
     }
     return ModalityInputs(torch.cat([text.values, answer.values], 1), torch.cat([text.mask, answer.mask], 1), extra=extra)
+
+
+def pixels(row: Row, image: Processor) -> ModalityInputs | None:
+    """(3, H, W), or (M, 3, H, W) of several images; None when there is none. Prepared ones are taken as they are."""
+    values = [(x if isinstance(x, ModalityInputs) else image(x)).values for x in images(row)]
+    if not values:
+        return None
+    return ModalityInputs(values[0] if len(values) == 1 else torch.stack(values))
 
 
 def images(row: Row) -> list[Any]:
