@@ -168,7 +168,7 @@ optimizer:
     - {prefx: model}
   lr: 3
   lr: 4
-run: {precision: fp8, steps: 0}
+run: {precision: fp8, steps: -1}
 evaluate: {main: {k: 7}, protocols: [multi]}
 baselines:
   classic: bm52
@@ -193,7 +193,7 @@ class TestFaults:
             ":9: optimizer.groups.1: 'prefix' is missing",
             ":11: optimizer.lr: written twice, on line 10 too: keep one",
             ":12: run.precision: 'fp8': input should be 'no', 'bf16' or 'fp16'",
-            ":12: run.steps: 0: input should be greater than or equal to 1",
+            ":12: run.steps: -1: input should be greater than or equal to 0",
             ":13: evaluate.main.protocol: no protocol of this recipe named 'one_target' (have: multi)",
             ":13: evaluate.main.k: 7 is none of evaluate.k, [10, 100]",
             ":15: baselines.classic: 'bm52': input should be 'bm25' or 'popularity'",

@@ -7,6 +7,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.csv
 import pytest
+import torch
+from accelerate.utils import set_seed
 
 import zoo
 from zoo.data.planted_notes import plant
@@ -239,3 +241,23 @@ class TestOwnNotes:
         hit = search_notes(folder, tmp_path / "a.parquet", {"image": image}, k=1)[0]
         assert hit["score"] == pytest.approx(1, abs=1e-5)
         assert Path(image).stem == hit["note_id"]
+
+
+class TestUntrained:
+    """run.steps: 0 measures a model as it was built: the row of a table that says what training is worth."""
+
+    def test_nothing_moves(self, tmp_path):
+        with pytest.warns(UserWarning, match="random weights that nothing was trained or loaded into"):
+            outcome = zoo.run(TINY, run__steps=0, model__dim=None, out=tmp_path / "prompt", baselines={"bm25": "bm25"})
+        torch.manual_seed(0)
+        set_seed(0)
+        fresh = zoo.build(**{**TINY["model"], "dim": None})
+        kept = zoo.load(outcome.folder)
+        assert all(torch.equal(kept.state_dict()[name], value) for name, value in fresh.state_dict().items())
+        assert not kept.trained
+        assert outcome.metrics["arms"]["prompt"]["parameters"] == 0
+        assert outcome.metrics["arms"]["prompt"]["seconds"] == 0
+        assert (outcome.folder / "report.html").is_file()
+        with pytest.warns(UserWarning, match="random weights"):
+            again = zoo.run(TINY, run__steps=0, model__dim=None, out=tmp_path / "prompt", baselines={"bm25": "bm25"})
+        assert again.recall == outcome.recall

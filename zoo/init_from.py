@@ -134,7 +134,7 @@ def _make(recipe: Recipe, data: PairData, data_root: Path | None, key: str, trai
     beside = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     shutil.rmtree(beside, ignore_errors=True)
     train(replace(recipe, out=beside), loaded=data, data_root=data_root)
-    shutil.rmtree(beside / "checkpoints")
+    shutil.rmtree(beside / "checkpoints", ignore_errors=True)  # without a step there are none
     write_json(beside / SEAL, {"key": key, "sha256": {name: _hash(beside / name) for name in (WEIGHTS, ABOUT)}})
     try:
         beside.rename(folder)

@@ -257,6 +257,7 @@ def train_and_measure(recipe: Recipe, data: PairData, *, fresh: bool = False) ->
     model = train(recipe, loaded=data, fresh=fresh)
     metrics, vectors = measure_model(model, data, recipe)
     parameters = sum(p.numel() for p in model.parameters() if p.requires_grad) + (count(recipe.out) if recipe.adapters else 0)
+    parameters = 0 if recipe.run.steps == 0 else parameters
     return Arm(metrics, parameters, _seconds(recipe.out), vectors)
 
 

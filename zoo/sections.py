@@ -65,7 +65,7 @@ class Run:
     """How long and on what.
 
     Attributes:
-        steps: Optimizer steps; decides where it is given.
+        steps: Optimizer steps; decides where it is given. 0: the model stays as it was built, to be measured untrained.
         epochs: Passes over the pairs, where ``steps`` is None.
         batch_size: Pairs per process.
         accumulate: Batches per optimizer step; each has only its own rows as negatives.
@@ -85,7 +85,7 @@ class Run:
         threads: Of torch on the CPU; 0: as torch chooses.
     """
 
-    steps: Positive | None = None
+    steps: NotNegative | None = None
     epochs: Above | None = 1.0
     batch_size: Positive = 32
     accumulate: Positive = 1

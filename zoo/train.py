@@ -98,7 +98,8 @@ def train(
     optimizer = make_optimizer(step, recipe.optimizer)
     order = make_order(recipe, data, accelerator)
     _check_seen(step, data)
-    steps = recipe.run.steps or math.ceil((recipe.run.epochs or 0) * len(order) / recipe.run.accumulate)
+    passed = math.ceil((recipe.run.epochs or 0) * len(order) / recipe.run.accumulate)
+    steps = passed if recipe.run.steps is None else recipe.run.steps
     identity = {"recipe": identity_of(recipe), "data": data.fingerprint, "processes": accelerator.num_processes}
     position = _start(recipe, fresh, step, optimizer, identity, accelerator)
     logger.info("training %s from step %d to %d", recipe.out, position.step, steps)
@@ -119,7 +120,7 @@ def train(
             position.step += 1
             log.write(position, {"lr": recipe.optimizer.lr * rate, **logged})
             save_state(position, interruption, last=position.step == steps)
-    step.model.trained = True
+    step.model.trained = step.model.trained or steps > 0 or bool(stages)
     state = whole(step.model.state_dict())
     if recipe.adapters:
         state = _merged(recipe, step.model, state, accelerator)
