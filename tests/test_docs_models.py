@@ -1,0 +1,50 @@
+"""The pages from_lavis and notellm1_against_notellm2 run from top to bottom, and the Chinese README has the code of the English one."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from zoo.models._notes import LANGUAGES, QUESTIONS
+from zoo.recipe import recipes
+
+ROOT = Path(__file__).parents[1]
+PAGES = ("from_lavis", "notellm1_against_notellm2")
+
+
+def page(name):
+    return (ROOT / name).read_text(encoding="utf-8")
+
+
+def run(name):
+    made = {}
+    for block in re.findall(r"^```python\n(.*?)^```", page(f"docs/{name}.md"), re.MULTILINE | re.DOTALL):
+        exec(block, made)
+    return made
+
+
+def test_from_lavis(capsys):
+    run("from_lavis")
+    assert capsys.readouterr().out == "(3, 64) (3, 3)\n"
+
+
+def test_notellm1_against_notellm2(capsys):
+    made = run("notellm1_against_notellm2")
+    assert capsys.readouterr().out == "('note',) ('note', 'visual')\n"
+    made["objective1"].bind(made["notellm1"])
+    made["objective2"].bind(made["notellm2"])
+    assert (made["objective1"].weight, made["objective1"].contrast.alpha, made["objective2"].alpha) == (0.01, 9.0, 9)
+
+
+def test_the_prompts_of_the_page_are_those_of_the_model():
+    words, questions = LANGUAGES["zh"], QUESTIONS["zh"]
+    said = page("docs/notellm1_against_notellm2.md")
+    assert f"{words.compress}<IMG_EMB>{words.close}{words.note}" in said
+    assert all(f"`{words.close}{question}`" in said for question in questions.values())
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_recipes_and_pages_that_are_named_are_there(name):
+    said = page(f"docs/{name}.md")
+    assert set(re.findall(r"`(notellm2/\w+)", said)) <= set(recipes())
+    assert all((ROOT / "docs" / link).exists() for link in re.findall(r"\]\(([\w.]+\.md)", said))
