@@ -48,3 +48,13 @@ def test_recipes_and_pages_that_are_named_are_there(name):
     said = page(f"docs/{name}.md")
     assert set(re.findall(r"`(notellm2/\w+)", said)) <= set(recipes())
     assert all((ROOT / "docs" / link).exists() for link in re.findall(r"\]\(([\w.]+\.md)", said))
+
+
+def test_the_chinese_readme_has_the_code_and_the_figures_of_the_english_one():
+    english, chinese = page("README.md"), page("README.zh.md")
+    blocks = re.findall(r"^```.*?^```", english, re.MULTILINE | re.DOTALL)
+    assert len(blocks) > 5
+    assert blocks == re.findall(r"^```.*?^```", chinese, re.MULTILINE | re.DOTALL)
+    figures = r"\.\d{3} \[\.\d{3}, \.\d{3}\]"
+    assert re.findall(figures, english) == re.findall(figures, chinese)
+    assert english.count("\n## ") == chinese.count("\n## ")
