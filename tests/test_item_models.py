@@ -11,7 +11,9 @@ from zoo.errors import ZooError
 from zoo.evaluate.gates import gate_shares
 from zoo.freeze import freeze
 from zoo.hub import load, save
+from zoo.recipe import arm, load_recipe
 from zoo.registry import make
+from zoo.train import make_step
 from zoo.types import Divided, Pair, Seeing
 
 TEXT = {"name": "tiny_text", "dim": 16, "heads": 2, "layers": 1, "rows": 200}
@@ -197,3 +199,18 @@ class TestModel:
     def test_fusions_of_other_joints_are_refused(self, name):
         with pytest.raises(ZooError, match=f"which model {name!r} does not have"):
             build(name, fusion="micl")
+
+
+class TestTable:
+    """The recipe that sets all of them side by side."""
+
+    @pytest.mark.parametrize("name", ["wide vision", "pre-aligned connector", "prompt embedding", "dual CLIP", "dual SigLIP", "METER"])
+    def test_every_row_is_a_model_with_its_objective(self, name):
+        recipe = arm(load_recipe("notellm2/table"), name)
+        step = make_step(recipe)
+        step(pairs_of(step.model)).total.backward()
+        assert step.model.outputs[0] in ("note", "item")
+        assert recipe.run.steps == (0 if name == "prompt embedding" else 350)
+
+    def test_its_rows(self):
+        assert "bm25" in load_recipe("notellm2/table").baselines
