@@ -33,7 +33,7 @@ def write_notes(folder):
     words = [f"word{i}" for i in range(2000)]
     lengths = np.clip(draw.lognormal(3.5, 0.9, NOTES // 2), 2, 400).astype(int).repeat(2)
     folder.mkdir()
-    tables = {
+    tables: dict[str, list[tuple]] = {
         "notes": [("note_id", "title", "content"), *((i, f"note {i}", " ".join(draw.choice(words, n))) for i, n in enumerate(lengths))],
         "pairs": [("note_a", "note_b", "split"), *((i, i + 1, "train") for i in range(0, NOTES, 2))],
         "clicks": [("user_id", "note_id", "timestamp", "split"), *((i // 2, i, i, "train") for i in range(NOTES))],
