@@ -129,8 +129,8 @@ class TestTrials:
                 ["grid evaluate.split: evaluate is the same for all", "grid run.steps: it has no value"],
             ),
             (
-                {"grid": {"model.num_visual_tokens": [8, 16]}},
-                ["model.num_visual_tokens=8", "no keyword named 'num_visual_tokens'", "model.num_visual_tokens=16"],
+                {"grid": {"model.visual_tokens": [8, 16]}},
+                ["model.visual_tokens=8", "no keyword named 'visual_tokens'", "model.visual_tokens=16"],
             ),
             ({"grid": {"run.batch_size": [8, 0, -1]}}, ["run.batch_size=0", "run.batch_size=-1"]),
             ({"grid": {"run.steps": [3, 3]}}, ["cells 'tiny, run.steps=3' and 'tiny, run.steps=3' would share the folder"]),

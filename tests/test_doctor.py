@@ -191,6 +191,7 @@ class TestClashes:
 
     def test_a_foreign_package_in_the_folder(self, tmp_path, monkeypatch):
         (tmp_path / "kernels.py").write_text("")
+        monkeypatch.delitem(sys.modules, "kernels", raising=False)  # another test may have imported the folder
         monkeypatch.syspath_prepend(str(tmp_path))
         assert doctor.kernels().status == "bad"
 

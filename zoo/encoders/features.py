@@ -44,15 +44,19 @@ class Features(nn.Module):
         dim: Width of the vectors.
     """
 
+    like: torch.Tensor
+
     def __init__(self, *, dim: Positive = 32) -> None:
         super().__init__()
         self.dim = dim
         self.processor = FeatureProcessor(dim)
+        self.register_buffer("like", torch.zeros(()), persistent=False)  # it has no weights that would tell the precision of the model
 
     def forward(self, x: ModalityInputs) -> Tokens:
         """(B, N, dim) to Tokens."""
         mask = x.mask if x.mask is not None else torch.ones(x.values.shape[:2], dtype=torch.bool, device=x.values.device)
-        return Tokens(x.values, mask, x.values[:, 0], mask[:, 0])
+        values = x.values.to(self.like.dtype)
+        return Tokens(values, mask, values[:, 0], mask[:, 0])
 
     def portable(self) -> dict[str, Any]:
         """Nothing: it is always built from its settings alone."""
