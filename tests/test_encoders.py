@@ -33,6 +33,7 @@ from zoo.collate import stack
 from zoo.encoders import _open_clip, clip_vit_b16
 from zoo.encoders._hf_vision import HfVisionEncoder, family_processor, vision_model
 from zoo.encoders._image import MOST_PIXELS, ImageProcessor
+from zoo.encoders.features import FeatureProcessor
 from zoo.errors import ZooError
 from zoo.registry import make, names
 from zoo.types import ModalityInputs
@@ -93,11 +94,7 @@ def reads_text(built):
 
 
 def reads_arrays(built):
-    try:
-        built.processor(np.zeros((3, built.dim), np.float32))
-    except ZooError:
-        return False
-    return True
+    return isinstance(built.processor, FeatureProcessor)
 
 
 def raw(built):

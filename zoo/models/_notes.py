@@ -114,7 +114,7 @@ class NoteProcessor:
     def config(self) -> dict[str, Any]:
         """What decides its result, for comparison when weights are loaded."""
         image = self.image.config() if self.image is not None else None
-        own = {"language": self.language, "absent": self.absent, "max_tokens": self.max_tokens, **self.limits}
+        own: dict[str, Any] = {"language": self.language, "absent": self.absent, "max_tokens": self.max_tokens, **self.limits}
         own |= {} if self.ask is None else {"ask": self.ask}
         return {"note": own, "tokenizer": self.tokenizer.config(), "image": image}
 
