@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import math
 from collections import defaultdict
@@ -20,7 +21,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from zoo.data import _mining
+from zoo.data import _co_clicks, _mining
 from zoo.data._mining import DAY, Mine, mine, mine_file
 from zoo.errors import Failure, ZooError
 
@@ -116,18 +117,24 @@ def test_a_note_clicked_again_lies_before_and_after():
     assert not len(mine(log([(1, 7, 0), (1, 8, 0)]), WHOLE).pairs)  # at the same moment is not later
 
 
-def test_in_parts_it_is_the_same_and_says_where_it_is(monkeypatch, caplog):
+@pytest.mark.parametrize("at_once", [700, 60, 2])
+@pytest.mark.parametrize("rank_by", ["score", "cosine"])
+def test_in_parts_it_is_the_same_and_says_where_it_is(rank_by, at_once, monkeypatch, caplog):
+    """With few at once, the clicks of one note are split too."""
+    rule = replace(WHOLE, rank_by=rank_by)
     draw = np.random.default_rng(0)
     rows = [
         (int(u), int(n), float(t)) for u, n, t in zip(draw.integers(30, size=400), draw.integers(20, size=400), range(400), strict=True)
     ]
-    whole = mine(log(rows), WHOLE)
-    monkeypatch.setattr(_mining, "CO_CLICKS_AT_ONCE", 700)
+    whole = mine(log(rows), rule)
+    assert not caplog.text
+    monkeypatch.setattr(_co_clicks, "AT_ONCE", at_once)
     with caplog.at_level(logging.INFO, "zoo.data"):
-        parts = mine(log(rows), WHOLE, memory="100MB")
+        parts = mine(log(rows), rule, memory="100MB")
     assert parts.pairs.equals(whole.pairs)
     assert parts.statistics == whole.statistics
-    assert "part 2 of" in caplog.text
+    assert "% of the co-clicks" in caplog.text
+    assert len(caplog.records) < 10
 
 
 def test_equal_ones_are_ordered_by_id_and_order_of_the_log_means_nothing():
@@ -253,3 +260,19 @@ def test_no_room_on_the_disk(step, monkeypatch, tmp_path):
     monkeypatch.setattr(_mining, step, full)
     with pytest.raises(Failure, match=r"No space left on device.*TMPDIR"):
         mine(log(CROWD), WHOLE, scratch=tmp_path)
+
+
+def test_no_room_on_the_disk_for_the_clicks_in_order(monkeypatch, tmp_path):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(_mining, "stored", full)
+    with pytest.raises(Failure, match=r"No space left on device.*TMPDIR"):
+        mine(log(CROWD), WHOLE, scratch=tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_window_without_clicks_gives_a_table_without_rows():
+    found, statistics = mine(log(CROWD), WHOLE, since=1e6)
+    assert found.schema == mine(log(CROWD), WHOLE).pairs.schema
+    assert len(found) == statistics["pairs"] == statistics["clicks_used"] == 0

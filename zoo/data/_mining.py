@@ -1,9 +1,9 @@
-"""Clicks to pairs: which notes are clicked by the same users, in SQL that spills to disk instead of filling the memory."""
+"""Clicks to pairs: which notes are clicked by the same users, counted in steps that leave the disk, not the memory, to hold the log."""
 
 from __future__ import annotations
 
+import errno
 import logging
-import math
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 from pydantic import Field
 
 from zoo.config import Positive
+from zoo.data._co_clicks import Events, Pairs, best, counted, stored, table
 from zoo.data._tables import Source, literal, reading
 from zoo.errors import Failure, ZooError
 from zoo.files import write_bytes
@@ -29,7 +30,6 @@ logger = logging.getLogger("zoo.data")
 Moment = str | date | datetime | float  # ISO text, a date, or seconds since 1970; without a time zone it is UTC
 DAY = 86400.0
 UNIT = 10**15  # scores are summed as whole numbers of 1/UNIT: exact, hence the same for any order and number of threads
-CO_CLICKS_AT_ONCE = 20_000_000  # rows of the self-join that one step aggregates
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,9 +121,8 @@ def mine(
                 with reading(source.path), _room(folder, memory):  # inside too: a full disk is no fault of the file that is read
                     window = _window(con, source, rule, split, since, until)
                     statistics = _collect(con, source, rule, split, window, leave_out)
-                statistics |= _pair_up(con, rule, queries)
-                order = "select a as note_a, b as note_b, score, cosine, n_groups, rank from top order by a, rank"
-                return Mined(con.sql(order).to_arrow_table(), statistics)
+                found = _pair_up(con, rule, queries, Path(folder))
+                return Mined(found.pairs, statistics | found.statistics)
         finally:
             con.close()
 
@@ -190,8 +189,9 @@ def _room(folder: str, memory: str | None) -> Iterator[None]:
     """Say what to do when DuckDB finds no more room in memory, or on the disk of ``folder``."""
     try:
         yield
-    except (duckdb.OutOfMemoryException, duckdb.IOException) as e:
-        if isinstance(e, duckdb.IOException) and folder not in str(e):  # of the file that is read
+    except (duckdb.OutOfMemoryException, duckdb.IOException, OSError) as e:
+        full = isinstance(e, OSError) and e.errno == errno.ENOSPC
+        if not full and not isinstance(e, duckdb.OutOfMemoryException) and folder not in str(e):  # of the file that is read
             raise
         raise Failure(
             f"mining ran out of room ({str(e).splitlines()[0]}): give DuckDB more memory (memory={memory!r} now), a larger disk than"
@@ -247,19 +247,22 @@ def _collect(
         f"create table every as select {group} as g, {note} as n, min({at}) as first, max({at}) as last, count(*) as clicks"
         f" from {source.sql} where {window} group by 1, 2"
     )
-    con.execute("create table sized as select g, count(*) as size from every group by g")
-    con.execute("create table held as select n, count(*)::double as groups from every group by n")
+    con.execute("create table sized as select g, count(*) as size, (row_number() over () - 1)::integer as number from every group by g")
+    con.execute(
+        "create table held as select n, count(*) as groups, (row_number() over (order by n) - 1)::integer as number from every group by n"
+    )
     most = rule.max_notes or 2**62
     con.register("drawn", _draw(con, most, rule.seed))
-    numbered = "select *, row_number() over (partition by g order by n) - 1 as place from every join sized using (g) where size > ?"
+    placed = "select *, row_number() over (partition by g order by n) - 1 as place from every join sized using (g) where size > ?"
     con.execute(
-        f"create table event as select g, n, first, last, round({UNIT} / size)::bigint as weight from every join sized using (g)"
-        f" where size <= ? union all select g, n, first, last, round({UNIT} / size)::bigint from ({numbered}) join drawn using (g, place)",
+        "create table event as select x.number as g, held.number as n, first, last from (select number, n, first, last from every"
+        f" join sized using (g) where size <= ? union all select number, n, first, last from ({placed}) join drawn using (g, place)) x"
+        " join held using (n)",
         [most, most],
     )
     read, (used, notes), (groups, cut) = (
         source.rows(),
-        _one(con, "select coalesce(sum(clicks), 0)::bigint, count(distinct n) from every"),
+        _one(con, "select coalesce(sum(clicks), 0)::bigint, (select count(*) from held) from every"),
         _one(con, f"select count(*), count(*) filter (size > {most}) from sized"),
     )
     return {"clicks": read, "clicks_used": used, "notes": notes, "groups": groups, "groups_sampled": cut}
@@ -274,40 +277,39 @@ def _draw(con: duckdb.DuckDBPyConnection, most: int, seed: int) -> pa.Table:
     return pa.table({"g": large["g"].take(pa.array(of_group)), "place": np.concatenate([*places, np.empty(0, np.int64)])})
 
 
-def _pair_up(con: duckdb.DuckDBPyConnection, rule: Mine, queries: pa.Array | None) -> dict[str, Any]:
-    """Fill ``top``, a share of the query notes at a time, so that a step's rows are bounded and a long run shows where it is."""
+def _pair_up(con: duckdb.DuckDBPyConnection, rule: Mine, queries: pa.Array | None, folder: Path) -> Mined:
+    """The best partners of the query notes, a share of the notes at a time, so that memory is bounded and a long run shows where it is."""
+    names, held = con.sql("select n, groups::double as groups from held order by number").to_arrow_table().columns
+    groups = held.to_numpy()
+    counts = dict.fromkeys(("co_clicked", "below_low", "above_up", "few_groups"), 0)
+    columns, told = [], 0.0
+    for pairs, done in counted(_events(con, queries, folder, len(names)), directed=rule.directed):
+        score = pairs.total / UNIT
+        low, up, few = score < rule.low, score > rule.up, pairs.groups < rule.min_groups
+        counts = {name: counts[name] + int(n) for name, n in zip(counts, (len(score), low.sum(), up.sum(), few.sum()), strict=True)}
+        kept = np.flatnonzero(~(low | up | few))
+        pairs, score = Pairs(*(column[kept] for column in pairs)), score[kept]
+        cosine = pairs.groups / np.sqrt(groups[pairs.a] * groups[pairs.b])
+        order, rank = best(pairs, pairs.total if rule.rank_by == "score" else cosine, rule.top)
+        columns.append((pairs.a[order], pairs.b[order], score[order], cosine[order], pairs.groups[order], rank))
+        if told + 0.1 <= done < 1:
+            logger.info("mining: %.0f %% of the co-clicks", 100 * done)
+            told = done
+    found = table(columns, names)
+    return Mined(found, {**counts, "pairs": len(found), "query_notes": len(found["note_a"].unique())})
+
+
+def _events(con: duckdb.DuckDBPyConnection, queries: pa.Array | None, folder: Path, notes: int) -> Events:
+    """Table ``event`` in the two orders in which it is read."""
     asked = ""
     if queries is not None:
         con.register("queries", pa.table({"n": queries}))
-        asked = " and a.n in (select n from queries)"
-    (expected,) = _one(con, "select coalesce(sum(k * k), 0)::bigint from (select count(*) as k from event group by g)")
-    parts = max(1, math.ceil(expected / CO_CLICKS_AT_ONCE))
-    counts = dict.fromkeys(("co_clicked", "below_low", "above_up", "few_groups"), 0)
-    score, few = f"(total::double / {UNIT})", f"n_groups < {rule.min_groups}"
-    keep = f"{score} >= {rule.low!r} and {score} <= {rule.up!r} and not {few}"
-    worth = "total" if rule.rank_by == "score" else "cosine"
-    for part in range(parts):
-        con.execute(
-            "create or replace temp table pair as select a.n as a, b.n as b, sum(a.weight) as total, count(*) as n_groups"
-            f" from event a join event b on a.g = b.g and a.n <> b.n{' and a.first < b.last' if rule.directed else ''}"
-            f" where hash(a.n) % {parts} = {part}{asked} group by 1, 2"
-        )
-        found = _one(
-            con,
-            f"select count(*), count(*) filter ({score} < {rule.low!r}), count(*) filter ({score} > {rule.up!r}),"
-            f" count(*) filter ({few}) from pair",
-        )
-        counts = {name: counts[name] + n for name, n in zip(counts, found, strict=True)}
-        con.execute(
-            f"{'insert into top' if part else 'create table top as'} select * exclude (total) from (select a, b, {score} as score, cosine,"
-            f" n_groups, row_number() over (partition by a order by {worth} desc, b) - 1 as rank, total from (select pair.*,"
-            " n_groups / sqrt(x.groups * y.groups) as cosine from pair join held x on x.n = a join held y on y.n = b"
-            f" where {keep})) where rank < {rule.top}"
-        )
-        if parts > 1:
-            logger.info("mining: part %d of %d, about %d million co-clicks", part + 1, parts, expected * (part + 1) // parts // 10**6)
-    pairs, notes = _one(con, "select count(*), count(distinct a) from top")
-    return {**counts, "pairs": pairs, "query_notes": notes}
+        asked = " where n in (select number from held join queries using (n))"
+    note, group, first = stored(con.sql(f"select n, g, first from event{asked} order by n"), folder / "by_note")
+    of, member, last = stored(con.sql("select g, n, last from event order by g"), folder / "by_group")
+    weight = con.sql(f"select round({UNIT} / size)::bigint as weight from sized order by number").to_arrow_table()["weight"].to_numpy()
+    start = np.searchsorted(of, np.arange(len(weight) + 1))
+    return Events(note, group, first, member, last, start, weight, notes)
 
 
 def _one(con: duckdb.DuckDBPyConnection, sql: str) -> tuple[Any, ...]:
