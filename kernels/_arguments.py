@@ -201,16 +201,19 @@ def _faults_of_soft(given: Arguments, M: int, N: int, K: int, form: str) -> list
     return faults
 
 
-def check_values(given: Arguments, scale: Tensor | float, spread: bool) -> None:
+def check_values(given: Arguments, scale: Tensor | float, smoothing: float, direction: str, group: Any) -> None:
     """Raise ValueError on what the values alone tell, all faults at once. Waits for the device.
 
     Args:
         given: The call's tensors, of shapes that fit.
         scale: The factor of the logits.
-        spread: Whether targets are spread over a column's rows (soft or smoothed), so that each column needs a row of its own.
+        smoothing: Share of the target that is spread evenly.
+        direction: Where targets are spread (soft or smoothed) and columns are anchors, each column needs a row of its own.
+        group: The processes whose rows ``known`` may name; None: this one alone.
     """
     faults, positive = [], given.positive
     M, N = len(given.x), len(given.x) if given.y is None else len(given.y)
+    spread = (given.soft is not None or smoothing > 0) and direction != "rows" and given.y is not None
     if positive is not None and M:
         if bool(((positive < -1) | (positive >= N)).any()):
             faults.append(f"positive must lie in -1..{N - 1}, but holds {int(positive.min())}..{int(positive.max())}")
@@ -218,8 +221,11 @@ def check_values(given: Arguments, scale: Tensor | float, spread: bool) -> None:
             faults.append("positive must not name the row itself")
         if spread and len(chosen := positive[positive >= 0]) > len(chosen.unique()):
             faults.append("soft or smoothed targets over columns need a row of its own for each column, but positive names one twice")
-    if given.known is not None and bool(((given.known < 0) | (given.known >= given.known.new_tensor([M, N]))).any()):
-        faults.append(f"known must name rows below {M} of x and below {N} of y")
+    if given.known is not None:
+        rank, size = (0, 1) if group is None else (group.rank(), group.size())
+        low, high = given.known.new_tensor([[0, -rank * N], [M - 1, (size - rank) * N - 1]])
+        if bool(((given.known < low) | (given.known > high)).any()):
+            faults.append(f"known must name rows 0..{M - 1} of x and {-rank * N}..{(size - rank) * N - 1} of y")
     if given.weight is not None and len(wrong := given.weight[~((given.weight >= 0) & given.weight.isfinite())]):
         faults.append(f"weight must be finite and not negative, but holds {float(wrong[0]):g}")
     if isinstance(scale, Tensor) and scale.device.type == "cpu" and not math.isfinite(scale.item()):

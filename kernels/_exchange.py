@@ -20,7 +20,8 @@ def forward(
 ) -> tuple[Tensor, Tensor]:
     """What is known of the own rows against the columns of all processes, (7, M), and of the own columns, (7, N).
 
-    With ``y`` None the rows of all processes are the columns, and nothing is told of these, (7, 0). Indices in ``pairs`` are local.
+    With ``y`` None the rows of all processes are the columns, and nothing is told of these, (7, 0). Indices in ``pairs`` are local; the
+    columns of ``known`` may lie beyond the own ones, in another process.
 
     Raises:
         ValueError: On a CPU, if what the processes hold does not go together.
@@ -112,7 +113,7 @@ class _World(NamedTuple):
         if positive_y is not None:
             positive_y = self.gathered(shifted(positive_y, self.rows, first_row)) - first_row
         if known is not None:
-            known = torch.stack([known[:, 0], shifted(known[:, 1], self.columns, first_column)], 1)
+            known = torch.stack([known[:, 0], known[:, 1] + first_column], 1)
         return pairs._replace(
             positive=None if pairs.positive is None else shifted(pairs.positive, self.columns, first_column),
             positive_y=positive_y,

@@ -91,17 +91,17 @@ def contrastive_loss(
         precision: How triton forms float32 logits: "ieee", "tf32" or "3xtf32" (three tf32 products, nearly exact). "auto":
             "ieee" where ``torch.get_float32_matmul_precision()`` is "highest", as torch's own products, else "tf32".
         group: A ``torch.distributed`` process group: the rows of all its processes, equally many in each, are candidates; indices
-            stay local. The mean over the processes of what each returns is the loss of one process with everything, and so with
-            gradients averaged as DistributedDataParallel does: an embedding gets as many times the gradient of that mean as there are
-            processes. Of a sum or of single losses it is the sum. ``negatives`` stay local. None: this process alone, which
-            ``dist.group.WORLD`` means too before ``init_process_group``.
+            stay local, but those of ``known``. The mean over the processes of what each returns is the loss of one process with
+            everything, and so with gradients averaged as DistributedDataParallel does: an embedding gets as many times the gradient of
+            that mean as there are processes. Of a sum or of single losses it is the sum. ``negatives`` stay local. None: this process
+            alone, which ``dist.group.WORLD`` means too before ``init_process_group``.
         validate: Look at the values, which on an accelerator would wait for it, and raise. None: on a CPU, outside
             ``torch.compile``. Indices that nobody looks at must be right: torch fails on one out of range, or the loss is undefined.
-        known: (E, 2) int64 further pairs (row of x, row of y) that are never negatives; with one side in either order.
+        known: (E, 2) int64 further pairs (row of x, row of y) that are never negatives; with one side in either order. With ``group`` rows
+            of y count on through the processes, N the next one's first, -1 the previous one's last; each names all pairs of its rows of x.
         ids_negatives: (K,) int64. None: no row of x has the id of one of the negatives.
         soft_weight: Share of the target that is ``soft``; the rest is the positive's. 0.4 in ALBEF.
-        exchange: With ``group``: "gather" holds all rows of y; "ring" passes them on in halves, so that no more than one
-            remote process's share is held, and overlaps this with computing.
+        exchange: With ``group``: "gather" holds all rows of y; "ring" passes them on, computes meanwhile and holds one remote share at most.
 
     Returns:
         () or, for reduction "none", (M,); float32, or float64 where x or y is. Reverse mode only: no jvp, vmap or other
@@ -120,9 +120,9 @@ def contrastive_loss(
     arguments.check_shapes(given, direction, form)
     if validate is None:
         validate = x.device.type == "cpu" and not torch.compiler.is_compiling()
-    if validate:
-        arguments.check_values(given, scale, spread=(soft is not None or smoothing > 0) and direction != "rows" and y is not None)
     setting = resolve(impl, precision, group, exchange, x, y, form, direction, total=smoothing > 0)
+    if validate:
+        arguments.check_values(given, scale, smoothing, direction, group)
     if setting.impl != "reference":
         refuse_forward_mode("contrastive_loss", (x, y, negatives, *(t for t in (scale, bias) if isinstance(t, Tensor))))
     targets = Targets(form, groups is not None, smoothing, 0.0 if soft is None else soft_weight)

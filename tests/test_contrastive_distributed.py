@@ -41,6 +41,7 @@ CASES: dict[str, tuple[tuple[str, ...], dict]] = {  # the tensors that are used,
     "queue": ((*TWO, "negatives"), {"direction": "rows"}),
     "unused bias": ((*TWO, "bias"), {}),
     "one side": (("x", "scale", "partner"), {}),
+    "one side, known": (("x", "scale", "partner", "known"), {}),
     "one side, masks": (("x", "scale", "partner", "ids", "known", "present", "weight"), {"normalize": True}),
     "one side, groups": (("x", "scale", "groups", "present"), {}),
     "one side, teacher": (("x", "scale", "partner", "soft"), {"soft_weight": 0.4, "smoothing": 0.1}),
@@ -55,6 +56,7 @@ CHECKS = [
     "memory of the ring",
     "overlap in the ring",
     "unequal",
+    "known beyond",
     "subgroup",
     "outsider",
 ]
@@ -62,7 +64,7 @@ NAMES = [f"{case}, {exchange}" for case in CASES for exchange in ("gather", "rin
 
 
 def share(rank: int, used: tuple[str, ...], M: int = ROWS, N: int = ROWS) -> dict:
-    """What one process hands over, all indices its own."""
+    """What one process hands over, all indices its own but in ``known``, which also names rows of both neighbours."""
     draw = torch.Generator().manual_seed(100 + rank)
     one_side = "y" not in used
     x, y, taught, taught_y = (torch.randn(n, DIM, dtype=DOUBLE, generator=draw) for n in (M, N, M, N))
@@ -79,7 +81,7 @@ def share(rank: int, used: tuple[str, ...], M: int = ROWS, N: int = ROWS) -> dic
         "y": y,
         "positive": positive,
         "weight": torch.rand(M, dtype=DOUBLE, generator=draw),
-        "known": torch.tensor([[0, 1], [2, 0]]),
+        "known": torch.tensor([[0, 1], [2, 0], [1, N + 2], [2, 1 - N]]),  # the last two are each other's other order
         "groups": groups,
         "present": there if one_side else (there, torch.rand(N, generator=draw) > 0.2),
         "soft": (taught,) if one_side else (taught, taught_y),
@@ -258,6 +260,14 @@ def check_unequal() -> None:
     ):
         with pytest.raises(ValueError, match=told):
             contrastive_loss(**given, scale=2.0, group=dist.group.WORLD)
+
+
+def check_known_beyond() -> None:
+    """A row of y that no process holds; those that one holds are told from the place of this one."""
+    rank, size = dist.get_rank(), dist.get_world_size()
+    for column in (-rank * ROWS - 1, (size - rank) * ROWS):
+        with pytest.raises(ValueError, match=rf"rows 0\.\.4 of x and {-5 * rank}\.\.{5 * (size - rank) - 1} of y"):
+            contrastive_loss(**share(rank, TWO), scale=2.0, group=dist.group.WORLD, known=torch.tensor([[0, column]]))
 
 
 def check_outsider() -> None:

@@ -62,7 +62,7 @@ def partners(pairs: int) -> torch.Tensor:
         (vectors(4), vectors(4), {"positive": torch.tensor([0, 1, 2, 4])}, r"positive must lie in -1\.\.3, but holds 0\.\.4"),
         (vectors(4), vectors(4), {"positive": torch.tensor([0, 1, -2, 3])}, r"positive must lie in -1\.\.3, but holds -2\.\.3"),
         (vectors(4), None, {"positive": torch.tensor([0, 3, 0, 1])}, "positive must not name the row itself"),
-        (vectors(4), vectors(4), {"known": torch.tensor([[0, 4]])}, "known must name rows below 4 of x and below 4 of y"),
+        (vectors(4), vectors(4), {"known": torch.tensor([[0, 4]])}, r"known must name rows 0\.\.3 of x and 0\.\.3 of y"),
         (vectors(4), vectors(4), {"weight": torch.tensor([1, 1, -0.5, 1])}, "weight must be finite and not negative, but holds -0.5"),
         (vectors(4), vectors(4), {"weight": torch.tensor([1, math.nan, 1, 1])}, "weight must be finite and not negative, but holds nan"),
         (vectors(4), vectors(4), {"weight": torch.ones(4, dtype=torch.complex64)}, "weight must be real, not complex64"),
