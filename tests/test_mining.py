@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import logging
 import math
 from collections import defaultdict
@@ -249,27 +248,16 @@ def test_no_room_in_memory(memory):
         mine(log(CROWD), WHOLE, memory=memory)
 
 
-@pytest.mark.parametrize("step", ["_collect", "_pair_up"])
-def test_no_room_on_the_disk(step, monkeypatch, tmp_path):
+def test_no_room_on_the_disk(monkeypatch, tmp_path):
     def full(con, *_):
         raise duckdb.IOException(f'Could not write file "{_one(con)}/duckdb_temp_storage": No space left on device')
 
     def _one(con):
         return con.execute("select current_setting('temp_directory')").fetchall()[0][0]
 
-    monkeypatch.setattr(_mining, step, full)
+    monkeypatch.setattr(_mining, "_collect", full)
     with pytest.raises(Failure, match=r"No space left on device.*TMPDIR"):
         mine(log(CROWD), WHOLE, scratch=tmp_path)
-
-
-def test_no_room_on_the_disk_for_the_clicks_in_order(monkeypatch, tmp_path):
-    def full(*_):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(_mining, "stored", full)
-    with pytest.raises(Failure, match=r"No space left on device.*TMPDIR"):
-        mine(log(CROWD), WHOLE, scratch=tmp_path)
-    assert not list(tmp_path.iterdir())
 
 
 def test_a_window_without_clicks_gives_a_table_without_rows():

@@ -5,30 +5,30 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from functools import reduce
 from itertools import pairwise
-from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
-import duckdb
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+UNIT = 10**15  # scores are summed as whole numbers of 1/UNIT: exact, hence the same for any order of summing
 AT_ONCE = 2**20  # co-clicks that one step holds: few enough for the processor's caches
-BATCH = 2**20  # rows that cross from DuckDB at a time
 Array = NDArray[Any]
 
 
 class Events(NamedTuple):
-    """Which group clicked which note, in the order of the notes and again in that of the groups; E events, G groups, M notes."""
+    """Which group holds which note, in the order of the notes and again in that of the groups; E events, G groups, M notes."""
 
     note: Array  # (E,) int32 from 0, ascending
     group: Array  # (E,) int32 from 0
     first: Array  # (E,) float64, seconds
-    member: Array  # (E',) int32: the notes of group 0, of group 1, ...
-    last: Array  # (E',) float64, seconds
+    member: Array  # (E,) int32: the notes of group 0, of group 1, ...
+    last: Array  # (E,) float64, seconds
     start: Array  # (G + 1,) where a group's notes begin in ``member``
-    weight: Array  # (G,) int64, what a co-click counts in this group
-    notes: int  # M
+    size: Array  # (G,) how many notes it holds, those that were not drawn too
+    weight: Array  # (G,) int64, what a co-click counts in it
+    groups: Array  # (M,) float64, in how many groups a note is held
 
 
 class Pairs(NamedTuple):
@@ -40,34 +40,61 @@ class Pairs(NamedTuple):
     groups: Array  # (P,) int64, how many these are
 
 
-def stored(query: duckdb.DuckDBPyRelation, folder: Path) -> list[Array]:
-    """The columns of a result, on disk and mapped, so that a log may be larger than the memory.
+def gathered(group: pa.ChunkedArray, note: Array, at: Array, *, notes: int, most: int | None, seed: int) -> Events:
+    """Clicks to events, of which a group's first and last click on a note are kept.
 
-    Raises:
-        OSError: If the disk is full: told while writing, where a map that is written to would end the process.
+    Args:
+        group: (C,) of any type that can be compared; the clicks are sorted by group, then by note.
+        note: (C,) int32 from 0.
+        at: (C,) seconds.
+        notes: How many there are.
+        most: Of a group with more notes, so many are drawn; None: all.
+        seed: Of the draw.
     """
-    folder.mkdir()
-    reader: pa.RecordBatchReader = query.to_arrow_reader(BATCH)
-    paths = [folder / field.name for field in reader.schema]
-    files: list[BinaryIO] = [path.open("wb") for path in paths]
-    try:
-        for batch in reader:
-            for file, column in zip(files, batch.columns, strict=True):
-                file.write(column.to_numpy(zero_copy_only=False).tobytes())
-    finally:
-        for file in files:
-            file.close()
-    types = [field.type.to_pandas_dtype() for field in reader.schema]
-    return [np.memmap(p, t, "r") if p.stat().st_size else np.empty(0, t) for p, t in zip(paths, types, strict=True)]
+    opens = _changes(group)
+    begins = np.flatnonzero(opens | (np.diff(note, prepend=-1) != 0))
+    member, start = note[begins], np.flatnonzero(opens[begins])
+    first, last = (np.asarray(f.reduceat(at, begins) if len(begins) else at) for f in (np.minimum, np.maximum))
+    size = np.diff(start, append=len(member))
+    of = np.repeat(np.arange(len(size), dtype=np.int32), size)
+    groups = np.bincount(member, minlength=notes).astype(np.float64)
+    if most is not None and (size > most).any():
+        drawn = _drawn(start, size, most, seed)
+        member, of, first, last = member[drawn], of[drawn], first[drawn], last[drawn]
+    start = np.searchsorted(of, np.arange(len(size) + 1))
+    for_place = len(member).bit_length()
+    by_note = np.sort(member.astype(np.int64) << for_place | np.arange(len(member))) & (2**for_place - 1)  # numbers sort faster than places
+    weight = np.floor(UNIT / size + 0.5).astype(np.int64)
+    return Events(member[by_note], of[by_note], first[by_note], member, last, start, size, weight, groups)
 
 
-def counted(events: Events, *, directed: bool) -> Iterator[tuple[Pairs, float]]:
-    """Pairs of all notes, whole notes at a time, each with the share of the work that is done by then."""
+def _changes(column: pa.ChunkedArray) -> Array:
+    """(C,) bool: whether a value differs from the one before it; the first does."""
+    if not len(column):
+        return np.empty(0, bool)
+    return np.concatenate([[True], pc.not_equal(column.slice(1), column.slice(0, len(column) - 1)).to_numpy()])
+
+
+def _drawn(start: Array, size: Array, most: int, seed: int) -> Array:
+    """The places of the events that stay, ascending."""
+    draw = np.random.default_rng(seed)
+    stays = np.ones(size.sum(), bool)
+    for group in np.flatnonzero(size > most):
+        stays[start[group] : start[group] + size[group]] = False
+        stays[start[group] + draw.choice(size[group], most, replace=False)] = True
+    return np.flatnonzero(stays)
+
+
+def counted(events: Events, asked: Array, *, directed: bool) -> Iterator[tuple[Pairs, float]]:
+    """Pairs of the notes that are asked for (M,), whole notes at a time, each with the share of the work that is done by then."""
+    if not asked.all():
+        wanted = asked[events.note]
+        events = events._replace(note=events.note[wanted], group=events.group[wanted], first=events.first[wanted])
     size = np.diff(events.start)[events.group]  # (E,) co-clicks that an event is in
     done = np.concatenate([[0], np.cumsum(size)])
     weights, code = np.unique(events.weight, return_inverse=True)  # few: a code fits in a key where a weight does not
     begins = np.flatnonzero(np.diff(events.note, prepend=-1))  # of each note's events
-    limit = min(AT_ONCE, 2 ** (62 - events.notes.bit_length() - len(weights).bit_length()))
+    limit = min(AT_ONCE, 2 ** (62 - len(events.groups).bit_length() - len(weights).bit_length()))
     cuts = np.searchsorted(done[begins], np.arange(limit, done[-1], limit))
     cuts = np.unique(np.concatenate([begins[cuts[cuts < len(begins)]], [0, len(events.note)]]))
     for low, high in pairwise(cuts):
@@ -80,7 +107,7 @@ def counted(events: Events, *, directed: bool) -> Iterator[tuple[Pairs, float]]:
 def _count(events: Events, part: slice, size: Array, weights: Array, code: Array, directed: bool) -> Pairs:
     """Every event beside every one of its group: sorted as whole numbers (a, b, weight), for sorting plain numbers is fast."""
     note, group, k = events.note[part], events.group[part], size[part]
-    for_weight, for_b = len(weights).bit_length(), events.notes.bit_length()
+    for_weight, for_b = len(weights).bit_length(), len(events.groups).bit_length()
     begins = np.diff(note, prepend=note[:1]) != 0
     place = np.arange(k.sum()) + np.repeat(events.start[group] - (np.cumsum(k) - k), k)
     b = events.member[place]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import logging
 import tempfile
 from collections.abc import Iterator
@@ -16,11 +15,12 @@ from typing import Annotated, Any, Literal, NamedTuple
 import duckdb
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pydantic import Field
 
 from zoo.config import Positive
-from zoo.data._co_clicks import Events, Pairs, best, counted, stored, table
+from zoo.data._co_clicks import UNIT, Events, Pairs, best, counted, gathered, table
 from zoo.data._tables import Source, literal, reading
 from zoo.errors import Failure, ZooError
 from zoo.files import write_bytes
@@ -29,7 +29,6 @@ logger = logging.getLogger("zoo.data")
 
 Moment = str | date | datetime | float  # ISO text, a date, or seconds since 1970; without a time zone it is UTC
 DAY = 86400.0
-UNIT = 10**15  # scores are summed as whole numbers of 1/UNIT: exact, hence the same for any order and number of threads
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +98,8 @@ def mine(
         until: Only clicks before this moment.
         leave_out: Notes whose clicks do not count, not even for N_u.
         queries: The only notes that get partners; None: all.
-        memory: How much DuckDB may hold before it writes to disk, ``"2GB"``; None: four fifths of the machine's.
+        memory: How much DuckDB may hold before it writes to disk, ``"2GB"``; None: four fifths of the machine's. The sorted clicks
+            take about 100 bytes each beside it.
         scratch: Folder for what it writes then; None: the system's temporary folder.
 
     Raises:
@@ -120,11 +120,11 @@ def mine(
                 source = _checked(Source(con, clicks, "clicks"), rule, split)
                 with reading(source.path), _room(folder, memory):  # inside too: a full disk is no fault of the file that is read
                     window = _window(con, source, rule, split, since, until)
-                    statistics = _collect(con, source, rule, split, window, leave_out)
-                found = _pair_up(con, rule, queries, Path(folder))
-                return Mined(found.pairs, statistics | found.statistics)
+                    events, names, statistics = _collect(con, source, rule, split, window, leave_out)
         finally:
             con.close()
+    found = _pair_up(events, names, rule, queries)
+    return Mined(found.pairs, statistics | found.statistics)
 
 
 def mine_file(
@@ -189,9 +189,8 @@ def _room(folder: str, memory: str | None) -> Iterator[None]:
     """Say what to do when DuckDB finds no more room in memory, or on the disk of ``folder``."""
     try:
         yield
-    except (duckdb.OutOfMemoryException, duckdb.IOException, OSError) as e:
-        full = isinstance(e, OSError) and e.errno == errno.ENOSPC
-        if not full and not isinstance(e, duckdb.OutOfMemoryException) and folder not in str(e):  # of the file that is read
+    except (duckdb.OutOfMemoryException, duckdb.IOException) as e:
+        if isinstance(e, duckdb.IOException) and folder not in str(e):  # of the file that is read
             raise
         raise Failure(
             f"mining ran out of room ({str(e).splitlines()[0]}): give DuckDB more memory (memory={memory!r} now), a larger disk than"
@@ -237,59 +236,39 @@ def _window(
 
 def _collect(
     con: duckdb.DuckDBPyConnection, source: Source, rule: Mine, split: str | None, window: str, leave_out: pa.Array | None
-) -> dict[str, Any]:
-    """Fill ``event``: one row for every note that a group clicked, with its weight; and ``held``: groups that hold a note."""
+) -> tuple[Events, pa.ChunkedArray, dict[str, Any]]:
+    """Which group clicked which note; the notes' names in order; and how many there are of each."""
     note, group, at = source.at("note_id"), source.at(rule.group), source.seconds()
     if leave_out is not None:
         con.register("left_out", pa.table({"n": leave_out}))
         window += f" and {note} not in (select n from left_out)"
     con.execute(
-        f"create table every as select {group} as g, {note} as n, min({at}) as first, max({at}) as last, count(*) as clicks"
-        f" from {source.sql} where {window} group by 1, 2"
+        "create table held as select n, (row_number() over (order by n) - 1)::integer as number"
+        f" from (select distinct {note} as n from {source.sql} where {window})"
     )
-    con.execute("create table sized as select g, count(*) as size, (row_number() over () - 1)::integer as number from every group by g")
-    con.execute(
-        "create table held as select n, count(*) as groups, (row_number() over (order by n) - 1)::integer as number from every group by n"
+    names = con.sql("select n from held order by number").to_arrow_table()["n"]
+    clicks = con.sql(
+        f"select {group} as g, number, {at} as at from {source.sql} join held on {note} = n where {window} order by g, number"
+    ).to_arrow_table()
+    events = gathered(
+        clicks["g"], clicks["number"].to_numpy(), clicks["at"].to_numpy(), notes=len(names), most=rule.max_notes, seed=rule.seed
     )
-    most = rule.max_notes or 2**62
-    con.register("drawn", _draw(con, most, rule.seed))
-    placed = "select *, row_number() over (partition by g order by n) - 1 as place from every join sized using (g) where size > ?"
-    con.execute(
-        "create table event as select x.number as g, held.number as n, first, last from (select number, n, first, last from every"
-        f" join sized using (g) where size <= ? union all select number, n, first, last from ({placed}) join drawn using (g, place)) x"
-        " join held using (n)",
-        [most, most],
-    )
-    read, (used, notes), (groups, cut) = (
-        source.rows(),
-        _one(con, "select coalesce(sum(clicks), 0)::bigint, (select count(*) from held) from every"),
-        _one(con, f"select count(*), count(*) filter (size > {most}) from sized"),
-    )
-    return {"clicks": read, "clicks_used": used, "notes": notes, "groups": groups, "groups_sampled": cut}
+    groups = {"groups": len(events.weight), "groups_sampled": int((events.size > rule.max_notes).sum()) if rule.max_notes else 0}
+    return events, names, {"clicks": source.rows(), "clicks_used": len(clicks), "notes": len(names), **groups}
 
 
-def _draw(con: duckdb.DuckDBPyConnection, most: int, seed: int) -> pa.Table:
-    """The places, among its notes in order, that are drawn of each group with more than ``most`` notes."""
-    large = con.sql(f"select g, size from sized where size > {most} order by g").to_arrow_table()
-    draw = np.random.default_rng(seed)
-    places = [draw.choice(size, most, replace=False) for size in large["size"].to_pylist()]
-    of_group = np.repeat(np.arange(len(places)), most if places else 0)
-    return pa.table({"g": large["g"].take(pa.array(of_group)), "place": np.concatenate([*places, np.empty(0, np.int64)])})
-
-
-def _pair_up(con: duckdb.DuckDBPyConnection, rule: Mine, queries: pa.Array | None, folder: Path) -> Mined:
+def _pair_up(events: Events, names: pa.ChunkedArray, rule: Mine, queries: pa.Array | None) -> Mined:
     """The best partners of the query notes, a share of the notes at a time, so that memory is bounded and a long run shows where it is."""
-    names, held = con.sql("select n, groups::double as groups from held order by number").to_arrow_table().columns
-    groups = held.to_numpy()
+    asked = np.ones(len(names), bool) if queries is None else pc.is_in(names, value_set=queries).to_numpy()
     counts = dict.fromkeys(("co_clicked", "below_low", "above_up", "few_groups"), 0)
     columns, told = [], 0.0
-    for pairs, done in counted(_events(con, queries, folder, len(names)), directed=rule.directed):
+    for pairs, done in counted(events, asked, directed=rule.directed):
         score = pairs.total / UNIT
         low, up, few = score < rule.low, score > rule.up, pairs.groups < rule.min_groups
         counts = {name: counts[name] + int(n) for name, n in zip(counts, (len(score), low.sum(), up.sum(), few.sum()), strict=True)}
         kept = np.flatnonzero(~(low | up | few))
         pairs, score = Pairs(*(column[kept] for column in pairs)), score[kept]
-        cosine = pairs.groups / np.sqrt(groups[pairs.a] * groups[pairs.b])
+        cosine = pairs.groups / np.sqrt(events.groups[pairs.a] * events.groups[pairs.b])
         order, rank = best(pairs, pairs.total if rule.rank_by == "score" else cosine, rule.top)
         columns.append((pairs.a[order], pairs.b[order], score[order], cosine[order], pairs.groups[order], rank))
         if told + 0.1 <= done < 1:
@@ -297,19 +276,6 @@ def _pair_up(con: duckdb.DuckDBPyConnection, rule: Mine, queries: pa.Array | Non
             told = done
     found = table(columns, names)
     return Mined(found, {**counts, "pairs": len(found), "query_notes": len(found["note_a"].unique())})
-
-
-def _events(con: duckdb.DuckDBPyConnection, queries: pa.Array | None, folder: Path, notes: int) -> Events:
-    """Table ``event`` in the two orders in which it is read."""
-    asked = ""
-    if queries is not None:
-        con.register("queries", pa.table({"n": queries}))
-        asked = " where n in (select number from held join queries using (n))"
-    note, group, first = stored(con.sql(f"select n, g, first from event{asked} order by n"), folder / "by_note")
-    of, member, last = stored(con.sql("select g, n, last from event order by g"), folder / "by_group")
-    weight = con.sql(f"select round({UNIT} / size)::bigint as weight from sized order by number").to_arrow_table()["weight"].to_numpy()
-    start = np.searchsorted(of, np.arange(len(weight) + 1))
-    return Events(note, group, first, member, last, start, weight, notes)
 
 
 def _one(con: duckdb.DuckDBPyConnection, sql: str) -> tuple[Any, ...]:
