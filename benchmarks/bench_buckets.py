@@ -61,7 +61,7 @@ def make_epoch(root, buckets):
                 yield batch
 
         position = Position()
-        batches = counted(stream(recipe, data, step, order, position, accelerator.device))
+        batches = counted(stream(recipe, data, step, order, position, accelerator))
         for _ in range(len(order)):
             update(batches, position)
         return tokens

@@ -41,7 +41,7 @@ def test_epoch(benchmark, tmp_path, cached):
     began = time.perf_counter()
     with feature_cache(recipe, data, step.model, accelerator) as seen:
         filled = time.perf_counter() - began
-        batches = stream(recipe, seen, step, order, position, accelerator.device)
+        batches = stream(recipe, seen, step, order, position, accelerator)
 
         def epoch():
             for _ in range(len(order)):

@@ -96,12 +96,12 @@ def contrastive_loss(
             that mean as there are processes. Of a sum or of single losses it is the sum. ``negatives`` stay local. None: this process
             alone, which ``dist.group.WORLD`` means too before ``init_process_group``.
         validate: Look at the values, which on an accelerator would wait for it, and raise. None: on a CPU, outside
-            ``torch.compile``. Indices that nobody looks at must be right: torch fails on one out of range, or the loss is undefined.
+            ``torch.compile``. Indices that nobody looks at must be right, but in ``known``: else torch fails, or the loss is undefined.
         known: (E, 2) int64 further pairs (row of x, row of y) that are never negatives; with one side in either order. With ``group`` rows
             of y count on through the processes, N the next one's first, -1 the previous one's last; each names all pairs of its rows of x.
         ids_negatives: (K,) int64. None: no row of x has the id of one of the negatives.
         soft_weight: Share of the target that is ``soft``; the rest is the positive's. 0.4 in ALBEF.
-        exchange: With ``group``: "gather" holds all rows of y; "ring" passes them on, computes meanwhile and holds one remote share at most.
+        exchange: With ``group``: "gather" holds all rows of y; "ring" passes them on, computes meanwhile, holds one remote share at most.
 
     Returns:
         () or, for reduction "none", (M,); float32, or float64 where x or y is. Reverse mode only: no jvp, vmap or other

@@ -102,6 +102,14 @@ class TestCollate:
         batch = PairCollate(process, Known.of(torch.tensor([[7, 6]]), items=8))(self.pairs)
         assert {tuple(p) for p in batch.known.tolist()} == {(1, 2), (2, 1)}
 
+    @pytest.mark.parametrize("process_, expected", [(0, {(1, 2), (2, 1), (2, 7)}), (1, {(3, -2)})])
+    def test_known_pairs_of_all_processes(self, process_, expected):
+        """Rows count on from a process's own: [5, 7, 6, 5] here, [1, 2, 3, 7] in the other."""
+        other = (Pair({"id": 1}, {"id": 3, "text": [4]}), Pair({"id": 2}, {"id": 7}))
+        together = torch.tensor([[5, 7, 6, 5], [1, 2, 3, 7]])
+        batch = PairCollate(process, Known.of(torch.tensor([[7, 6]]), items=8))((self.pairs, other)[process_], together, process_)
+        assert {tuple(p) for p in batch.known.tolist()} == expected
+
     def test_rows(self):
         batch = RowCollate(process)([{"text": [1]}, {"text": [2, 3]}])
         assert batch.inputs["text"].values.tolist() == [[1, 0], [2, 3]]

@@ -108,6 +108,11 @@ class TestPairInfonce:
         for fields in ({"ids": torch.tensor([7, 7, 1, 2, 3, 4])}, {"known": torch.tensor([[0, 1]])}):
             torch.testing.assert_close(objective(model, pairs(3, **fields)).total, expected)
 
+    def test_known_rows_of_other_processes_are_none_of_one_that_is_alone(self):
+        objective, model = make("objective", "pair_infonce", across_processes=False), Stub(note=vectors(6))
+        elsewhere = torch.tensor([[0, 7], [0, -5], [1, 6], [2, -1]])
+        assert torch.equal(objective(model, pairs(3, known=elsewhere)).total, objective(model, pairs(3)).total)
+
     def test_the_scale_learns(self):
         objective = make("objective", "pair_infonce", log_scale=1.0)
         objective(Stub(note=vectors(8)), pairs(4)).total.backward()
@@ -174,7 +179,7 @@ class TestTwoSides:
 
     def test_known_pairs_within_one_half_say_nothing_about_two_sides(self):
         objective, model = make("objective", "infonce", log_scale=0), Stub(note=vectors(4))
-        within = objective(model, pairs(2, known=torch.tensor([[0, 1], [3, 2]]))).total
+        within = objective(model, pairs(2, known=torch.tensor([[0, 1], [3, 2], [0, -3], [1, 5]]))).total
         assert torch.equal(within, objective(model, pairs(2)).total)
 
     def test_equal_ids_between_the_halves(self):

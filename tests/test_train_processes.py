@@ -10,7 +10,9 @@ import socket
 import subprocess
 import sys
 import time
+from itertools import islice, permutations
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -18,6 +20,8 @@ from safetensors.torch import load_file
 from zoo.errors import ZooError
 from zoo.files import write_text
 from zoo.recipe import dump, load_recipe
+from zoo.registry import make
+from zoo.sampler import BatchOrder
 
 pytestmark = pytest.mark.slow
 RECIPE = {
@@ -151,10 +155,8 @@ def test_two_processes_agree_and_go_on(tmp_path):
 
 ALONE = """
 import sys, torch
-from zoo.collate import Known
 from zoo.distributed import whole
 from zoo.train import train
-Known.within = lambda self, ids: torch.zeros(0, 2, dtype=torch.int64)  # pairs known within one process are not known across two
 model = train(sys.argv[1])
 vectors = model.encode([{"title": "a lamp", "content": "green"}, {"title": "b"}])  # all processes together, where weights are spread
 torch.save(whole(model.state_dict()) | {"vectors": torch.from_numpy(vectors)}, sys.argv[2])
@@ -166,22 +168,38 @@ def alone(folder, recipe):
     return torch.load(folder / "alone.pt", weights_only=True)
 
 
+def met_across(recipe, processes):
+    """How many pairs of rows of different processes, which would be negatives, are known in the first batches."""
+    pairs = make("data", recipe.data).pairs("train")
+    known = {frozenset(pair) for pair in pairs.tolist()}
+    order = BatchOrder(np.zeros(len(pairs)), recipe.run.batch_size // processes, seed=recipe.seed, buckets=False, processes=processes)
+    batches = islice(order.epoch(0), recipe.run.steps)
+    return sum(
+        {q, t} in known for shares in batches for one, other in permutations(pairs[shares], 2) for q in one[:, 0] for t in other[:, 1]
+    )
+
+
 @pytest.mark.parametrize(
     "processes, overrides",
     [
         pytest.param(2, {}, id="plain"),
         pytest.param(4, {}, id="four"),
+        pytest.param(2, {"objective": "infonce", "run__workers": 1}, id="infonce, workers"),
+        pytest.param(4, {"objective": "infonce"}, id="infonce, four"),
         pytest.param(2, {"run__gradcache": 3}, id="gradcache"),
         pytest.param(2, {"run__shard": True}, id="shard"),
         pytest.param(2, {"run__shard": True, "run__gradcache": 3}, id="shard and gradcache"),
     ],
 )
 def test_several_processes_train_as_one_with_all_rows(tmp_path, monkeypatch, processes, overrides):
-    """Also the vectors that a model with spread weights gives, and the folder that it leaves."""
+    """Where known pairs meet across processes; also the vectors that a model with spread weights gives, and the folder that it leaves."""
     monkeypatch.setattr(sys.modules[__name__], "TOGETHER", ALONE)
     settings = {"model__connector": "linear", "run__steps": 3, "run__buckets": False, "optimizer__eps": 1e-3}  # eps: Adam blows up rounding
-    one = alone(tmp_path, written(tmp_path, "one", **settings, run__batch_size=12)[0])
-    recipe, out = written(tmp_path, "several", **settings, run__batch_size=12 // processes, **overrides)
+    settings |= {"data": {**RECIPE["data"], "mine": {"top": 3}}, "objective": overrides.get("objective", "pair_infonce")}
+    recipe = written(tmp_path, "one", **settings, run__batch_size=12)[0]
+    assert met_across(load_recipe(recipe), processes)
+    one = alone(tmp_path, recipe)
+    recipe, out = written(tmp_path, "several", **settings | overrides, run__batch_size=12 // processes)
     first, *others = together(tmp_path, recipe, processes)
     assert all(same(first, other) for other in others)
     for name, value in one.items():

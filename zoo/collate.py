@@ -76,14 +76,26 @@ class Known(NamedTuple):
         start[1:] = torch.bincount(both[:, 0], minlength=items).cumsum(0)
         return cls(start, both[:, 1].contiguous())
 
-    def within(self, ids: Tensor) -> Tensor:
-        """(E, 2) pairs of rows whose items are positives of each other, for the items (B,) of a batch."""
-        partners = [self.partner[self.start[i] : self.start[i + 1]] for i in ids.tolist()]
-        row = torch.cat([torch.full_like(p, r) for r, p in enumerate(partners)])
-        item = torch.cat(partners)
-        hit = item[:, None] == ids  # (P, B)
-        found = hit.nonzero()
-        return torch.stack([row[found[:, 0]], found[:, 1]], 1)
+    def within(self, ids: Tensor, together: Tensor | None = None, process: int = 0) -> Tensor:
+        """(E, 2) pairs of rows whose items are positives of each other, as in `Batch.known`.
+
+        Args:
+            ids: (B,) items of a batch.
+            together: (W, B) items of the batches of all processes that train together; None: of this one alone.
+            process: Which of them is this one.
+        """
+        everyone = ids if together is None else together.flatten()
+        number = self.start[ids + 1] - self.start[ids]  # of partners
+        row, item = torch.arange(len(ids)).repeat_interleave(number), self.partner[_ranges(self.start[ids], number)]
+        ordered, place = everyone.sort()
+        first = torch.searchsorted(ordered, item)
+        number = torch.searchsorted(ordered, item, right=True) - first  # of rows that hold the partner
+        return torch.stack([row.repeat_interleave(number), place[_ranges(first, number)] - process * len(ids)], 1)
+
+
+def _ranges(first: Tensor, number: Tensor) -> Tensor:
+    """``first[0], first[0] + 1, ...``, ``number[0]`` of them, then those of ``first[1]``, and so on."""
+    return torch.arange(int(number.sum())) + (first - number.cumsum(0) + number).repeat_interleave(number)
 
 
 class PairCollate:
@@ -97,12 +109,20 @@ class PairCollate:
     def __init__(self, process: Callable[[Row], Sample], known: Known | None = None) -> None:
         self.process, self.known = process, known
 
-    def __call__(self, pairs: Sequence[Pair]) -> Batch:
+    def __call__(self, pairs: Sequence[Pair], together: Tensor | None = None, process: int = 0) -> Batch:
+        """The batch of one process.
+
+        Args:
+            pairs: Its pairs.
+            together: (W, 2B) items of the batches of all processes that train together; None: of this one alone.
+            process: Which of them is this one.
+        """
         rows = [p.query for p in pairs] + [p.target for p in pairs]
         ids = torch.tensor([r["id"] for r in rows])
         positive = (torch.arange(len(rows)) + len(pairs)) % len(rows)
         inputs = stack([self.process(r) for r in rows])
-        return Batch(inputs, ids=ids, positive=positive, known=self.known.within(ids) if self.known else None)
+        known = self.known.within(ids, together, process) if self.known else None
+        return Batch(inputs, ids=ids, positive=positive, known=known)
 
 
 class RowCollate:

@@ -42,18 +42,25 @@ _FREE = ("out", "evaluate", "baselines", "floor")  # may differ between a checkp
 _FREE_OF_RUN = ("workers", "log_every", "log_gradients", "save_every", "save_minutes", "keep", "feature_cache", "threads", "device")
 
 
-class Pairs(Dataset[Pair]):
-    """The training pairs of a data set as raw rows."""
+class Batches(Dataset[Batch]):
+    """The training batches of one process, made in the data loader's workers.
 
-    def __init__(self, data: PairData, split: str = "train") -> None:
-        self.notes, self.pairs = data.notes, data.pairs(split)
+    Args:
+        data: Whose training pairs they are made of.
+        process: Of those that train together, counted from 0.
+        processor: The model's.
+    """
 
-    def __len__(self) -> int:
-        return len(self.pairs)
+    def __init__(self, data: PairData, process: int, processor: Any) -> None:
+        self.notes, self.pairs, self.process = data.notes, data.pairs("train"), process
+        self.collate = PairCollate(processor, Known.of(torch.from_numpy(self.pairs), len(data.notes)))
 
-    def __getitem__(self, i: int) -> Pair:
-        query, target = self.pairs[i]
-        return Pair(self.notes[int(query)], self.notes[int(target)])
+    def __getitem__(self, shares: np.ndarray) -> Batch:
+        """The batch whose ``shares`` (processes, B) are the pairs of each process."""
+        pairs = self.pairs[shares]  # (processes, B, 2)
+        own = [Pair(self.notes[int(query)], self.notes[int(target)]) for query, target in pairs[self.process]]
+        together = torch.from_numpy(pairs.swapaxes(1, 2).reshape(len(shares), -1))  # queries first, as in a batch
+        return self.collate(own, together, self.process)
 
 
 def train(
@@ -111,7 +118,7 @@ def train(
     wrapped.train()
     settings = {"steps": steps, "every": recipe.run.log_every, "start": position.step, "enabled": accelerator.is_main_process}
     with feature_cache(recipe, data, step.model, accelerator) as seen, Log(recipe.out, **settings) as log, Interruption() as interruption:
-        batches = stream(recipe, seen, step, order, position, accelerator.device)
+        batches = stream(recipe, seen, step, order, position, accelerator)
         while position.step < steps:
             rate = learning_rate(recipe.optimizer, position.step, steps)
             for group in optimizer.param_groups:
@@ -230,7 +237,6 @@ def make_order(recipe: Recipe, data: PairData, accelerator: Accelerator) -> Batc
         recipe.run.batch_size,
         seed=recipe.seed,
         buckets=recipe.run.buckets,
-        process=accelerator.process_index,
         processes=accelerator.num_processes,
     )
     if not len(order):
@@ -238,27 +244,25 @@ def make_order(recipe: Recipe, data: PairData, accelerator: Accelerator) -> Batc
     return order
 
 
-def stream(recipe: Recipe, data: PairData, step: Step, order: BatchOrder, position: Position, device: torch.device) -> Iterator[Batch]:
-    """Batches from ``position`` on, epoch after epoch; ``position`` moves with them."""
-    collate = PairCollate(step.model.processor, Known.of(torch.from_numpy(data.pairs("train")), len(data.notes)))
-    pairs = Pairs(data)
+def stream(recipe: Recipe, data: PairData, step: Step, order: BatchOrder, position: Position, accelerator: Accelerator) -> Iterator[Batch]:
+    """This process's batches from ``position`` on, epoch after epoch; ``position`` moves with them."""
+    batches = Batches(data, accelerator.process_index, step.model.processor)
     while True:
-        batches = list(order.epoch(position.epoch, position.batch))
         loader = DataLoader(
-            pairs,
-            batch_sampler=batches,
-            collate_fn=collate,
+            batches,
+            sampler=list(order.epoch(position.epoch, position.batch)),
+            batch_size=None,  # it is one already
             num_workers=recipe.run.workers,
             worker_init_fn=in_worker,
             generator=torch.Generator(),  # else every start of a loader draws from the numbers that dropout uses, and a resumed run differs
         )
         for batch in _loaded(loader):
             position.batch += 1
-            yield send_to_device(batch, device)
+            yield send_to_device(batch, accelerator.device)
         position.epoch, position.batch = position.epoch + 1, 0
 
 
-def _loaded(loader: DataLoader[Pair]) -> Iterator[Batch]:
+def _loaded(loader: DataLoader[Batch]) -> Iterator[Batch]:
     """The batches of a loader; what goes wrong in one of its workers is told as if there were none.
 
     Raises:

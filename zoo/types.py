@@ -36,7 +36,11 @@ class ModalityInputs(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """What a data loader yields. A batch of pairs is laid out q1..qB, d1..dB."""
+    """What a data loader yields. A batch of pairs is laid out q1..qB, d1..dB.
+
+    Where several processes train together, the second row of a pair in ``known`` may be another's: rows count on from this one's, B being
+    the first of the next process and -1 the last of the one before. Each process names the pairs of its own rows.
+    """
 
     inputs: Mapping[str, ModalityInputs]
     targets: Tensor | None = None  # (B,) int64 classes or (B, K) float

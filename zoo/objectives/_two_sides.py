@@ -71,8 +71,13 @@ def _together(batch: Batch) -> Tensor | None:
 
 
 def _across(known: Tensor | None, B: int) -> Tensor | None:
-    """Pairs among the 2B rows of a batch as pairs (query, target); those within one half say nothing about two sides."""
+    """Pairs of the 2B rows of a batch as pairs (query, target); those within one half say nothing about two sides.
+
+    Targets count on through the processes, as rows do in ``known``.
+    """
     if known is None:
         return None
-    known = known.sort(dim=1).values
-    return known[(known[:, 0] < B) & (known[:, 1] >= B)] - torch.tensor([0, B], device=known.device)
+    row, other = torch.cat([known, known.flip(1)]).unbind(1)
+    process, place = other.div(2 * B, rounding_mode="floor"), other.remainder(2 * B)
+    across = (row >= 0) & (row < B) & (place >= B)
+    return torch.stack([row, process * B + place - B], 1)[across]

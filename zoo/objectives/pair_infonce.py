@@ -18,10 +18,9 @@ class PairInfonce(nn.Module):
 
     One softmax a row over all rows but itself, both directions at once; the logits are cosines times a learned
     ``exp(log_scale)`` that the outputs share. Unlike in the released code, rows of the same item are never negatives of each
-    other, nor are rows of one process that are known to belong together; and over several processes the gradients are those
-    of one process with all rows, where there they flow through a process's own rows alone, and that of the scale is theirs
-    times the number of processes. Rows that lack an output leave its loss; an output that no pair of the batch has leaves
-    the weighted mean.
+    other, nor are rows that are known to belong together; and over several processes the gradients are those of one process
+    with all rows, where there they flow through a process's own rows alone, and that of the scale is theirs times the number
+    of processes. Rows that lack an output leave its loss; an output that no pair of the batch has leaves the weighted mean.
 
     Args:
         alpha: Weight of the model's main output, where every other has 1. Without effect when ``on`` is given.
