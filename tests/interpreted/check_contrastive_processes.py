@@ -15,7 +15,7 @@ ROWS = 10  # of each process; a width of 8 is padded for the kernels
 def outcome(x, y, ids, impl, **given):
     scale = torch.tensor(2.0, dtype=x.dtype, requires_grad=True)
     x, y = x.clone().requires_grad_(), y.clone().requires_grad_()
-    loss = contrastive_loss(x, y, scale=scale, ids_x=ids, ids_y=ids, impl=impl, **given)
+    loss = contrastive_loss(x, y, scale=scale, ids_x=ids, ids_y=ids, impl=impl, validate=False, **given)
     return [loss.detach(), *torch.autograd.grad(loss, (x, y, scale))]
 
 
