@@ -190,6 +190,23 @@ def test_what_is_refused(run, shards, tmp_path):
     assert embed_shards(on_notes, tmp_path / "v", folder=shards, items="items-{0..1}.parquet") == 2 * EACH
 
 
+def test_no_shard_is_overwritten(run, shards):
+    before = {path: path.read_bytes() for path in sorted(shards.iterdir())}
+    (shards / "sub").mkdir()
+    with pytest.raises(ZooError, match=r"shards '../items-\*.parquet': names are below their folder, here .*/sub: name another folder"):
+        embed_shards(run, shards / "out", folder=shards / "sub", items="../items-*.parquet")
+    (shards / "sub/items-0.parquet").symlink_to(shards / "items-1.parquet")
+    with pytest.raises(ZooError, match=r"shop/items-0.parquet: its vectors would overwrite the shard .*sub/items-0.parquet: name another"):
+        embed_shards(run, shards / "sub", folder=shards, items="**/items-*.parquet")
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_shards_of_two_kinds_would_share_files(run, shards):
+    (shards / "items-0.tar").touch()
+    with pytest.raises(ZooError, match=r"shards are .parquet, .tar: "):
+        embedded(run, shards, items="items-0.*")
+
+
 def test_files_of_other_shards_are_named(run, shards, caplog):
     embedded(run, shards)
     (shards / "items-2.parquet").unlink()

@@ -6,6 +6,7 @@ import io
 import json
 import logging
 import pickle
+import re
 import tarfile
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -237,7 +238,10 @@ def test_broken_images_are_counted(own, kind, planted, caplog):
     assert data.broken == [notes[3]["note_id"]]
     assert data.statistics["images_broken"] == 1
     assert "image" not in data.notes[3]
-    assert f"1 images cannot be decoded and count as absent, those of notes {notes[3]['note_id']}" in caplog.text
+    assert (
+        f"1 images cannot be decoded, or have more than 67108864 pixels, and count as absent, those of notes {notes[3]['note_id']}"
+        in caplog.text
+    )
 
 
 # What is said of shards that are missing, cut or damaged
@@ -389,3 +393,19 @@ def test_the_names_of_shards(tmp_path):
         (tmp_path / name).touch()
     names = [p.name for p in find_shards(tmp_path, ["b-*.tar", "?-1.tar", "c-{08..10}-{0..1}.tar"])]
     assert names == ["b-1.tar", "a-1.tar", "c-08-0.tar", "c-08-1.tar", "c-09-0.tar", "c-09-1.tar", "c-10-0.tar", "c-10-1.tar"]
+
+
+@pytest.mark.parametrize("items", ["../a-*.tar", "/data/a-*.tar", "/data/a-0.tar", "sub/../../a-{0..1}.tar", "", "."])
+def test_names_that_lead_out_of_the_folder(tmp_path, items):
+    (tmp_path / "set").mkdir()
+    (tmp_path / "a-0.tar").touch()
+    says = rf"shards {re.escape(repr(items))}: names are below their folder, here .*/set: name another folder, and items-\*.tar in it"
+    with pytest.raises(ZooError, match=says):
+        find_shards(tmp_path / "set", ["*.tar", items])
+
+
+def test_a_shard_may_be_a_link_to_elsewhere(tmp_path):
+    (tmp_path / "set").mkdir()
+    (tmp_path / "blob").touch()
+    (tmp_path / "set/a-0.tar").symlink_to(tmp_path / "blob")
+    assert find_shards(tmp_path / "set", "a-*.tar") == [tmp_path / "set/a-0.tar"]

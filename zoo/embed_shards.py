@@ -18,6 +18,7 @@ import torch
 from zoo.config import split_spec
 from zoo.data._collection import Input
 from zoo.data._shard_rows import INDEX, ShardRows, find_shards, index_shard
+from zoo.data._shards import format_of
 from zoo.errors import Failure, ZooError
 from zoo.hub import load
 from zoo.interrupt import in_worker
@@ -52,6 +53,10 @@ class Job:
     inputs: tuple[Input, ...]
     batch_size: int
 
+    def vectors_of(self, shard: Path) -> Path:
+        """The file of a shard's vectors."""
+        return (self.out / shard.relative_to(self.folder)).with_suffix(".parquet")
+
 
 class Done(NamedTuple):
     """What became of a shard."""
@@ -82,11 +87,10 @@ class Embedder:
 
     def _embed(self, path: Path) -> Done:
         job = self.job
-        relative = path.relative_to(job.folder)
-        shard = index_shard(path, dict(job.columns), job.index / relative.parent)
+        shard = index_shard(path, dict(job.columns), job.index / path.relative_to(job.folder).parent)
         rows = ShardRows([shard], dict(job.columns), job.inputs)
         about = {"model": job.model, "shard": shard.sha256, "columns": [list(pair) for pair in job.columns], "inputs": list(job.inputs)}
-        out = (job.out / relative).with_suffix(".parquet")
+        out = job.vectors_of(path)
         if about_vectors(out) == about:
             return Done(path, len(rows), False, "")
         self.model = self.model or load(job.run)
@@ -148,6 +152,7 @@ def embed_shards(
         inputs=tuple(said.get("inputs") or ("text", "image")),
         batch_size=batch_size,
     )
+    _keep_apart(job, found)
     _tell_strangers(job, found)
     done = []
     for number, one in enumerate((runner or run_here)(job, found, workers), 1):
@@ -226,9 +231,18 @@ def _checked_out(out: Path, shards: Path) -> Path:
     return out
 
 
+def _keep_apart(job: Job, shards: Sequence[Path]) -> None:
+    """Refuse to write vectors over a shard, or those of two shards to one file."""
+    format_of(shards, dict(job.columns))  # all of one kind, else a.tar and a.parquet would share a file
+    sources = {path.resolve() for path in shards}
+    for path in shards:
+        if job.vectors_of(path).resolve() in sources:
+            raise ZooError(f"{path}: its vectors would overwrite the shard {job.vectors_of(path)}: name another folder than {job.out}")
+
+
 def _tell_strangers(job: Job, shards: Sequence[Path]) -> None:
     """Name files of vectors that belong to no shard, since a search in the folder finds them too."""
-    own = {(job.out / path.relative_to(job.folder)).with_suffix(".parquet") for path in shards}
+    own = {job.vectors_of(path) for path in shards}
     strangers = sorted(set(job.out.rglob("*.parquet")) - own)
     if strangers:
         logger.warning(

@@ -17,16 +17,17 @@ import numpy as np
 import pyarrow as pa
 from filelock import FileLock, Timeout
 
-from zoo.data._collection import UNDECODABLE, Input, decode
+from zoo.data._collection import Input, decode
 from zoo.data._folder import FIELDS
 from zoo.data._shards import Columns, Unreadable, format_of
-from zoo.errors import Absent, Failure
+from zoo.errors import Absent, Failure, ZooError
 from zoo.files import write_bytes
+from zoo.pictures import UNDECODABLE
 from zoo.types import Row
 
 logger = logging.getLogger("zoo.data")
 INDEX = ".zoo_index"
-_FORMAT = "1"
+_FORMAT = "2"
 
 
 class Shard(NamedTuple):
@@ -103,9 +104,13 @@ def find_shards(folder: Path, items: str | Sequence[str]) -> list[Path]:
 
     Raises:
         Absent: If there is none.
+        ZooError: If a name leads out of the folder: the index, and vectors, lie below theirs where a shard lies below its own.
     """
     found: list[Path] = []
     for pattern in [items] if isinstance(items, str) else items:
+        parts = Path(pattern).parts  # links are not followed: a hub's cache is made of links to files elsewhere
+        if Path(pattern).is_absolute() or ".." in parts or not parts:
+            raise ZooError(f"shards {pattern!r}: names are below their folder, here {folder}: name another folder, and items-*.tar in it")
         for name in _ranges(pattern):
             found += sorted(folder.glob(name)) if any(sign in name for sign in "*?[") else [folder / name]
     if not found:
