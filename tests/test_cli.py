@@ -428,7 +428,8 @@ class TestBadInput:
         broken[0].write_bytes(broken[0].read_bytes()[:60])
         broken[1].unlink()
         assert zoo("run", recipe(data=own_data(mine={"low": 0})), "--data", "data")[0] == 0
-        said = f"2 images cannot be decoded and count as absent, those of notes {broken[0].stem}, {broken[1].stem}"
+        both = f"{broken[0].stem}, {broken[1].stem}"
+        said = f"2 images cannot be decoded, or have more than 67108864 pixels, and count as absent, those of notes {both}"
         assert said in caplog.messages
         assert json.loads(Path("runs/tiny/metrics.json").read_text())["data"]["images_broken"] == 2
 

@@ -32,9 +32,10 @@ from transformers import (
 from zoo.collate import stack
 from zoo.encoders import _open_clip, clip_vit_b16
 from zoo.encoders._hf_vision import HfVisionEncoder, family_processor, vision_model
-from zoo.encoders._image import MOST_PIXELS, ImageProcessor
+from zoo.encoders._image import ImageProcessor
 from zoo.encoders.features import FeatureProcessor
 from zoo.errors import ZooError
+from zoo.pictures import MOST_PIXELS
 from zoo.registry import make, names
 from zoo.types import ModalityInputs
 

@@ -15,16 +15,19 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from zoo.encoders._image import ImageProcessor
 from zoo.errors import ZooError
+from zoo.pictures import MOST_PIXELS
 from zoo.registry import make
+from zoo.train import train
 
 DATA = Path(__file__).parents[2] / "shared/data"
 DAY = 86400
 
 
-def png(colour: Any = "red", mode: str = "RGB") -> bytes:
+def png(colour: Any = "red", mode: str = "RGB", size: tuple[int, int] = (4, 4)) -> bytes:
     file = BytesIO()
-    Image.new(mode, (4, 4), colour).save(file, "PNG")
+    Image.new(mode, size, colour).save(file, "PNG")
     return file.getvalue()
 
 
@@ -105,10 +108,43 @@ def test_broken_images_are_found_listed_and_absent(tmp_path, caplog):
     with caplog.at_level(logging.WARNING, "zoo.data"):
         data = notes(folder(tmp_path, notes=table))
     assert data.broken == ["n1", "n2", "n4"]
-    assert [r.getMessage() for r in caplog.records] == ["3 images cannot be decoded and count as absent, those of notes n1, n2, n4"]
+    assert [r.getMessage() for r in caplog.records] == [
+        "3 images cannot be decoded, or have more than 67108864 pixels, and count as absent, those of notes n1, n2, n4"
+    ]
     assert ["image" in r for r in data.notes] == [True, False, False, False, False, True]
     assert data.statistics["images"] == 2
     assert data.statistics["images_broken"] == 3
+
+
+def test_images_too_large_for_an_encoder_are_absent_before_they_are_decoded(tmp_path, monkeypatch):
+    table = notes_table(image=[None] * 5 + ["../large.png"])
+    root = folder(tmp_path, notes=table)
+    (tmp_path / "large.png").write_bytes(png(0, "1", (8500, 8500)))  # between the encoders' limit and Pillow's
+    monkeypatch.setattr(Image.Image, "convert", lambda *_: pytest.fail("it was decoded"))
+    assert notes(root).broken == ["n5"]
+    with pytest.raises(ZooError, match=rf"large.png: more than {MOST_PIXELS} pixels: make the image smaller \(8500 x 8500\)"):
+        ImageProcessor(16)(tmp_path / "large.png")
+
+
+def test_training_goes_past_images_that_are_too_large(tmp_path):
+    images = [png(0, "1", (8500, 8500)), *[png()] * 5]
+    pairs = pa.table({"note_a": ["n0", "n2"], "note_b": ["n1", "n3"], "split": ["train"] * 2})
+    root = folder(tmp_path, notes=notes_table(image=pa.array(images, pa.binary())), pairs=pairs)
+    model = {
+        "name": "dual_encoder",
+        "text": {"name": "tiny_text", "dim": 8, "layers": 1, "heads": 2, "rows": 32},
+        "vision": {"name": "tiny_image", "dim": 8, "layers": 1, "heads": 2, "image_size": 8},
+        "dim": 4,
+        "language": "en",
+    }
+    recipe = {
+        "model": model,
+        "data": {"name": "notes", "folder": "set"},
+        "objective": {"name": "infonce", "on": ["item"]},
+        "run": {"epochs": 1, "batch_size": 2, "device": "cpu"},
+        "out": str(tmp_path / "run"),
+    }
+    assert train(recipe, data_root=root).trained
 
 
 def test_images_by_path_and_transparent_ones(tmp_path):

@@ -6,7 +6,6 @@ import hashlib
 import json
 import logging
 import operator
-import struct
 import time
 import warnings
 from collections.abc import Mapping, Sequence
@@ -24,6 +23,7 @@ from PIL import Image
 from zoo.data._folder import FIELDS, SAID, Loaded, find, read_table
 from zoo.data._mining import Mine, mine, none_left
 from zoo.errors import ZooError, unknown
+from zoo.pictures import MOST_PIXELS, UNDECODABLE, check_size
 from zoo.types import Row
 
 logger = logging.getLogger("zoo.data")
@@ -31,7 +31,6 @@ logger = logging.getLogger("zoo.data")
 Input = Literal["text", "image"]
 ORDER = ("train", "val", "test")
 SHORT = 1 / 6  # the share of the training items that counts as short
-UNDECODABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)  # what Pillow raises on bad files
 
 
 class Rows(Sequence[Row]):
@@ -84,9 +83,10 @@ def decode(image: bytes | str, folder: Path | None) -> Image.Image:
     """An image file, as bytes or as a path below ``folder``, in RGB; what is transparent becomes white.
 
     Raises:
-        OSError: Or another of `UNDECODABLE`, if it is no image.
+        OSError: Or another of `zoo.pictures.UNDECODABLE`, if it is no image, or too large a one.
     """
     with Image.open(BytesIO(image) if isinstance(image, bytes) else (folder or Path()) / image) as opened:
+        check_size(opened)
         if not opened.has_transparency_data:
             return opened.convert("RGB")
         above = opened.convert("RGBA")
@@ -94,12 +94,12 @@ def decode(image: bytes | str, folder: Path | None) -> Image.Image:
 
 
 def decodes(image: bytes | str, folder: Path | None) -> bool:
-    """Whether `decode` gives an image, and no image bomb."""
+    """Whether `decode` gives an image."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             decode(image, folder)
-    except (*UNDECODABLE, Image.DecompressionBombWarning):
+    except UNDECODABLE:
         return False
     return True
 
@@ -227,7 +227,13 @@ def _without_broken(notes: pa.Table, folder: Path | None) -> tuple[pa.Table, lis
 def tell_broken(ids: Sequence[Any]) -> None:
     """Name the notes whose images are broken, once."""
     more = f" and {len(ids) - 10} more" if len(ids) > 10 else ""
-    logger.warning("%d images cannot be decoded and count as absent, those of notes %s%s", len(ids), ", ".join(map(str, ids[:10])), more)
+    logger.warning(
+        "%d images cannot be decoded, or have more than %d pixels, and count as absent, those of notes %s%s",
+        len(ids),
+        MOST_PIXELS,
+        ", ".join(map(str, ids[:10])),
+        more,
+    )
 
 
 def _ordered(splits: set[str]) -> list[str]:

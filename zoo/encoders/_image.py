@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from io import BytesIO
 from pathlib import Path
-from struct import error as StructError
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
 from zoo.errors import ZooError
+from zoo.pictures import MOST_PIXELS, TOO_LARGE, UNDECODABLE, check_size
 from zoo.types import ModalityInputs
 
 Colour = tuple[float, float, float]
@@ -20,9 +20,6 @@ Colour = tuple[float, float, float]
 CLIP_MEAN: Colour = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD: Colour = (0.26862954, 0.26130258, 0.27577711)
 HALF: Colour = (0.5, 0.5, 0.5)
-MOST_PIXELS = 1 << 26  # a picture of 8192 x 8192: more is a mistake or an attack, and 200 MB of memory in every worker
-_BROKEN = (UnidentifiedImageError, OSError, SyntaxError, ValueError, StructError)  # what PIL's decoders raise on broken files
-_BOMB = (Image.DecompressionBombError, Image.DecompressionBombWarning)
 _FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 
 
@@ -60,7 +57,7 @@ class ImageProcessor:
         """One image.
 
         Raises:
-            ZooError: If it cannot be decoded, or has more than `MOST_PIXELS` pixels.
+            ZooError: If it cannot be decoded, or has more than `zoo.pictures.MOST_PIXELS` pixels.
         """
         picture = self._crop(_open(thing))
         values = torch.from_numpy(np.array(picture)).permute(2, 0, 1).float().div(255)  # (3, S, S)
@@ -102,13 +99,13 @@ def _open(thing: Any) -> Image.Image:
     else:
         raise ZooError(f"{type(thing).__name__} is no image: give a PIL image, the bytes of a file, or a path")
     try:
-        picture = thing if source is None else Image.open(source)
-        if picture.width * picture.height > MOST_PIXELS:
-            raise ZooError(f"{name}: {picture.width} x {picture.height} pixels, more than {MOST_PIXELS}: make the image smaller")
-        return picture.convert("RGB")
-    except ZooError:
-        raise
-    except _BOMB as e:
+        if source is None:
+            check_size(thing)
+            return thing.convert("RGB")
+        with Image.open(source) as picture:
+            check_size(picture)
+            return picture.convert("RGB")
+    except TOO_LARGE as e:
         raise ZooError(f"{name}: more than {MOST_PIXELS} pixels: make the image smaller ({e})") from e
-    except _BROKEN as e:
+    except UNDECODABLE as e:
         raise ZooError(f"{name}: no image that can be decoded ({e})") from e
