@@ -11,12 +11,13 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.nn import functional as F
 
-from zoo.errors import ZooError
+from zoo.checkpoint import check_same_run
+from zoo.errors import Failure, ZooError
 from zoo.joints import Phase
 from zoo.objectives.pair_infonce import PairInfonce
 from zoo.recipe import load_recipe
 from zoo.registry import make, register
-from zoo.train import make_step, train
+from zoo.train import Batches, make_step, train
 from zoo.types import Loss
 from zoo.update import Updater
 
@@ -223,6 +224,17 @@ def test_workers_change_nothing(recipe, data, whole, workers):
     assert_same(whole(model__connector=QFORMER), recipe().out)
 
 
+@pytest.mark.parametrize("keep", [3, 10_000])
+def test_rows_that_are_kept_change_nothing(recipe, data, whole, keep, monkeypatch):
+    processed = []
+    sample = Batches._sample
+    monkeypatch.setattr(Batches, "_sample", lambda self, item: processed.append(item in self.kept) or sample(self, item))
+    train(recipe(model__connector=QFORMER, run__keep_rows=keep), loaded=data)
+    assert any(processed)
+    assert not all(processed)
+    assert_same(whole(model__connector=QFORMER), recipe().out)
+
+
 def test_what_does_not_decide_the_weights_may_change(recipe, data, whole, killed):
     settings = killed(recipe(run__save_every=2), data, batches=3)
     train(recipe(run__save_every=3, run__workers=1, run__keep=1, run__log_every=2, evaluate__bootstrap=0), loaded=data)
@@ -287,6 +299,18 @@ def test_another_recipe(stopped, recipe, data):
     assert load_recipe(stopped.out / "recipe.yaml") == stopped  # still the one that belongs to the checkpoint
 
 
+def test_what_another_number_of_processes_is_told():
+    there = {"recipe": {"seed": 0}, "processes": 2}
+    with pytest.raises(ZooError) as e:
+        check_same_run("checkpoint c", there, there | {"processes": 1})
+    assert str(e.value) == (
+        "checkpoint c belongs to another run:\n  processes: 2 there, 1 here\nstart it with as many processes as there "
+        "(accelerate launch --num_processes 2), write another out=..., or start over with --fresh"
+    )
+    with pytest.raises(ZooError, match=r"seed: 0 there, 1 here\nwrite another out=\.\.\., or start over with --fresh$"):
+        check_same_run("checkpoint c", there, {"recipe": {"seed": 1}, "processes": 1})
+
+
 def test_other_data(stopped, data):
     class Other:
         fingerprint = "other"
@@ -339,6 +363,30 @@ def test_what_a_killed_run_left_beside_is_ignored_and_removed(stopped, data):
     (beside / "step.safetensors").write_text("half")
     train(stopped, loaded=data)
     assert [p.name for p in sorted((stopped.out / "checkpoints").iterdir())] == ["step_00000004", "step_00000006"]
+
+
+def test_what_a_killed_run_left_and_nobody_may_remove(stopped, data, monkeypatch):
+    (stopped.out / "checkpoints/.step_00000006.tmp").mkdir()
+
+    def refused(path, *, ignore_errors=False):
+        if not ignore_errors:
+            raise PermissionError(f"Permission denied: {path.name}")
+
+    monkeypatch.setattr("zoo.checkpoint.shutil.rmtree", refused)
+    with pytest.raises(
+        Failure, match=r"step_00000006 could not be written \(Permission denied: \.step_00000006\.tmp\); .*step_00000004 stands"
+    ):
+        train(stopped, loaded=data)
+
+
+def test_the_name_of_a_checkpoint_is_on_the_disk_when_training_goes_on(recipe, data, monkeypatch):
+    synced = []
+    monkeypatch.setattr(
+        "zoo.checkpoint.sync", lambda path: synced.append((path.name, sorted(p.name for p in recipe().out.rglob("*step_0*"))))
+    )
+    train(recipe(run__steps=1), loaded=data)
+    assert synced[-1] == ("checkpoints", ["step_00000001"])
+    assert [name for name, there in synced if there == [".step_00000001.tmp"]] == ["step.safetensors", "training.pt"]
 
 
 def test_a_checkpoint_of_other_code(stopped, data, monkeypatch):

@@ -118,11 +118,20 @@ class PairCollate:
             process: Which of them is this one.
         """
         rows = [p.query for p in pairs] + [p.target for p in pairs]
-        ids = torch.tensor([r["id"] for r in rows])
-        positive = (torch.arange(len(rows)) + len(pairs)) % len(rows)
-        inputs = stack([self.process(r) for r in rows])
+        return self.joined([self.process(r) for r in rows], torch.tensor([r["id"] for r in rows]), together, process)
+
+    def joined(self, samples: Sequence[Sample], ids: Tensor, together: Tensor | None = None, process: int = 0) -> Batch:
+        """The batch of rows that are processed already: the queries, then the targets.
+
+        Args:
+            samples: 2B.
+            ids: (2B,) their items.
+            together: As above.
+            process: As above.
+        """
+        positive = (torch.arange(len(ids)) + len(ids) // 2) % len(ids)
         known = self.known.within(ids, together, process) if self.known else None
-        return Batch(inputs, ids=ids, positive=positive, known=known)
+        return Batch(stack(samples), ids=ids, positive=positive, known=known)
 
 
 class RowCollate:

@@ -80,6 +80,8 @@ class Run:
         save_every: Steps; 0: only at the end, and when the run is asked to stop.
         save_minutes: Minutes since the last checkpoint; 0: off.
         keep: How many checkpoints stay.
+        keep_rows: Processed rows that stay in memory, in each process that loads data, for small sets and ``workers: 0``: workers
+            begin each epoch anew. The result does not depend on it.
         feature_cache: Folder that keeps what a frozen image encoder gives, for all runs; the result does not depend on it.
         device: ``auto``, ``cpu``, ``cuda``, ``mps``.
         threads: Of torch on the CPU; 0: as torch chooses.
@@ -100,6 +102,7 @@ class Run:
     save_every: NotNegative = 0
     save_minutes: AtLeastZero = 0.0
     keep: Positive = 2
+    keep_rows: NotNegative = 0
     feature_cache: Path | None = None
     device: str = "auto"
     threads: NotNegative = 0

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from zoo.checkpoint import Position, check_same_run, checkpoints, load_checkpoint
-from zoo.collate import Known, PairCollate
+from zoo.collate import Known, PairCollate, Sample
 from zoo.config import split_spec
 from zoo.distributed import blocks_of, shard, whole
 from zoo.errors import Failure, ZooError
@@ -34,12 +34,23 @@ from zoo.recipe import Recipe, dump, load_recipe, values
 from zoo.registry import build, make
 from zoo.sampler import BatchOrder
 from zoo.saver import Saver
-from zoo.types import Batch, Binding, Pair, PairData
+from zoo.types import Batch, Binding, PairData
 from zoo.update import Step, Updater
 
 logger = logging.getLogger("zoo.train")
 _FREE = ("out", "evaluate", "baselines", "floor")  # may differ between a checkpoint and the run that resumes it
-_FREE_OF_RUN = ("workers", "log_every", "log_gradients", "save_every", "save_minutes", "keep", "feature_cache", "threads", "device")
+_FREE_OF_RUN = (
+    "workers",
+    "threads",
+    "device",
+    "feature_cache",
+    "keep_rows",
+    "log_every",
+    "log_gradients",
+    "save_every",
+    "save_minutes",
+    "keep",
+)
 
 
 class Batches(Dataset[Batch]):
@@ -49,18 +60,28 @@ class Batches(Dataset[Batch]):
         data: Whose training pairs they are made of.
         process: Of those that train together, counted from 0.
         processor: The model's.
+        keep: How many processed rows stay in memory, the first that come.
     """
 
-    def __init__(self, data: PairData, process: int, processor: Any) -> None:
-        self.notes, self.pairs, self.process = data.notes, data.pairs("train"), process
+    def __init__(self, data: PairData, process: int, processor: Any, keep: int) -> None:
+        self.notes, self.pairs, self.process, self.keep = data.notes, data.pairs("train"), process, keep
+        self.kept: dict[int, Sample] = {}
         self.collate = PairCollate(processor, Known.of(torch.from_numpy(self.pairs), len(data.notes)))
 
     def __getitem__(self, shares: np.ndarray) -> Batch:
         """The batch whose ``shares`` (processes, B) are the pairs of each process."""
         pairs = self.pairs[shares]  # (processes, B, 2)
-        own = [Pair(self.notes[int(query)], self.notes[int(target)]) for query, target in pairs[self.process]]
         together = torch.from_numpy(pairs.swapaxes(1, 2).reshape(len(shares), -1))  # queries first, as in a batch
-        return self.collate(own, together, self.process)
+        own = together[self.process]
+        return self.collate.joined([self._sample(i) for i in own.tolist()], own, together, self.process)
+
+    def _sample(self, item: int) -> Sample:
+        if item in self.kept:
+            return self.kept[item]
+        sample = self.collate.process(self.notes[item])
+        if len(self.kept) < self.keep:
+            self.kept[item] = sample
+        return sample
 
 
 def train(
@@ -246,7 +267,7 @@ def make_order(recipe: Recipe, data: PairData, accelerator: Accelerator) -> Batc
 
 def stream(recipe: Recipe, data: PairData, step: Step, order: BatchOrder, position: Position, accelerator: Accelerator) -> Iterator[Batch]:
     """This process's batches from ``position`` on, epoch after epoch; ``position`` moves with them."""
-    batches = Batches(data, accelerator.process_index, step.model.processor)
+    batches = Batches(data, accelerator.process_index, step.model.processor, recipe.run.keep_rows)
     while True:
         loader = DataLoader(
             batches,
