@@ -1,18 +1,21 @@
 """A folder is a model: what is loaded gives what was saved, or says why it cannot."""
 
+import errno
 import json
+import os
 import shutil
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from zoo.checkpoint import unshared
-from zoo.errors import ZooError
+from zoo.errors import Failure, ZooError
 from zoo.hub import load, save
 from zoo.registry import build
 
@@ -98,10 +101,36 @@ def test_a_save_that_is_cut_short_leaves_no_model(folder, monkeypatch):
         raise OSError("disk full")
 
     monkeypatch.setattr("zoo.hub.write_json", fails)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(Failure, match="disk full"):
         save(tiny(dim=8), folder)
     with pytest.raises(ZooError, match="no model in"):
         load(folder)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [SafetensorError("Error while serializing: I/O error: No space left on device"), OSError(errno.ENOSPC, "No space left on device")],
+)
+def test_a_full_disk_leaves_the_model_that_was_there(folder, monkeypatch, error):
+    before = load(folder).encode(ROWS)
+
+    def full(state, path):
+        path.write_bytes(b"half")
+        raise error
+
+    monkeypatch.setattr("zoo.hub.save_file", full)
+    says = r"could not be written \(.*No space left on device\); the disk has \d+\.\d GiB left: make room, and do the same again$"
+    with pytest.raises(Failure, match=rf"^model {folder} {says}"):
+        save(tiny(dim=8), folder)
+    assert {p.name for p in folder.iterdir()} == {"model.json", "model.safetensors"}
+    assert np.array_equal(load(folder).encode(ROWS), before)
+
+
+def test_weights_are_on_the_disk_before_they_have_their_name(folder, monkeypatch):
+    synced = []
+    monkeypatch.setattr("zoo.hub.sync", lambda path: synced.append((path.name, path.is_file())))
+    save(tiny(), folder)
+    assert synced == [(f"model.safetensors.{os.getpid()}.tmp", True)]
 
 
 def test_a_part_from_elsewhere_is_not_needed_any_more(tmp_path):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from torch import Tensor, nn
 
 from zoo.distributed import spread_like
 from zoo.errors import Failure, ZooError
-from zoo.files import write_json
+from zoo.files import room, sync, write_json
 
 FILES = ("step.safetensors", "training.pt")
 
@@ -58,18 +57,18 @@ def save_checkpoint(
     """
     final = folder / f"step_{position.step:08d}"
     beside = folder / f".{final.name}.tmp"
-    for left in folder.glob(".step_*.tmp"):  # by a run that was killed
-        shutil.rmtree(left)
     try:
+        for left in folder.glob(".step_*.tmp"):  # by a run that was killed
+            shutil.rmtree(left)
         beside.mkdir(parents=True)
         save_file(unshared(state), beside / FILES[0])
         torch.save({"optimizer": optimizer, "random": list(random)}, beside / FILES[1])
         for name in FILES:
-            with (beside / name).open("rb+") as file:
-                os.fsync(file.fileno())
+            sync(beside / name)
         hashes = {name: _hash(beside / name) for name in FILES}
         write_json(beside / "manifest.json", {"position": vars(position), "identity": identity, "sha256": hashes})
         beside.rename(final)
+        sync(folder)
     except (OSError, SafetensorError, RuntimeError) as e:  # each library has its own way of saying that the disk is full
         shutil.rmtree(beside, ignore_errors=True)
         raise Failure(f"checkpoint {final} could not be written ({e}); {_room(folder)}") from e
@@ -81,9 +80,8 @@ def save_checkpoint(
 def _room(folder: Path) -> str:
     """What stands in a run's folder of checkpoints, and what the disk has left."""
     found = checkpoints(folder)
-    free = shutil.disk_usage(folder if folder.is_dir() else folder.parent).free
     stands = f"{found[-1]} stands, so the same command goes on from there" if found else "there is no earlier one"
-    return f"{stands}; the disk has {free / 2**30:.1f} GiB left: make room, or write another out=..."
+    return f"{stands}; {room(folder)}: make room, or write another out=..."
 
 
 def checkpoints(folder: Path) -> list[Path]:
@@ -135,11 +133,12 @@ def check_same_run(what: str, there: Mapping[str, Any], here: Mapping[str, Any])
         ZooError: Naming every difference.
     """
     there, here = _flat(there), _flat(json.loads(json.dumps(here)))
-    differ = [f"{k}: {there.get(k)!r} there, {here.get(k)!r} here" for k in sorted({*there, *here}) if there.get(k) != here.get(k)]
-    if differ:
-        raise ZooError(
-            f"{what} belongs to another run:\n  " + "\n  ".join(differ[:10]) + "\nwrite another out=..., or start over with --fresh"
-        )
+    keys = [k for k in sorted({*there, *here}) if there.get(k) != here.get(k)]
+    if keys:
+        differ = [f"{k}: {there.get(k)!r} there, {here.get(k)!r} here" for k in keys[:10]]
+        way = f"start it with as many processes as there (accelerate launch --num_processes {there.get('processes')}), "
+        advice = f"{way if keys == ['processes'] else ''}write another out=..., or start over with --fresh"
+        raise ZooError("\n".join([f"{what} belongs to another run:", *(f"  {line}" for line in differ), advice]))
 
 
 def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
-from collections.abc import Mapping
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from filelock import FileLock, Timeout
+
+logger = logging.getLogger("zoo.files")
 
 
 def write_text(path: Path, text: str) -> Path:
@@ -36,7 +42,7 @@ def write_bytes(path: Path, content: bytes) -> Path:
         beside.replace(path)
     finally:
         beside.unlink(missing_ok=True)
-    _sync_folder(path.parent)
+    sync(path.parent)
     return path
 
 
@@ -60,12 +66,41 @@ def _plain(value: Any) -> Any:
     raise TypeError(f"{value!r} of type {type(value).__name__} is no JSON value")
 
 
-def _sync_folder(folder: Path) -> None:
-    """The rename itself is an entry of the folder; Windows cannot open a folder, and orders its journal by itself."""
-    if os.name == "nt":
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
+def sync(path: Path) -> None:
+    """Wait until a file that a library wrote, or the entries of a folder, are on the disk: a rename is such an entry."""
+    if path.is_file():
+        with path.open("rb+") as file:
+            os.fsync(file.fileno())
+    elif os.name != "nt":  # Windows cannot open a folder, and orders its journal by itself
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def room(folder: Path) -> str:
+    """What the disk has left where ``folder`` is, or is to be made, in words."""
+    there = next(parent for parent in (folder, *folder.absolute().parents) if parent.is_dir())
+    return f"the disk has {shutil.disk_usage(there).free / 2**30:.1f} GiB left"
+
+
+@contextmanager
+def alone(path: Path, waiting: str) -> Iterator[None]:
+    """Inside, no other process is inside with the same ``path``; the system lets others in when this one dies.
+
+    Args:
+        path: Of a lock file; its folder is made if it is missing.
+        waiting: What is said when another process is inside.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path)
     try:
-        os.fsync(descriptor)
+        lock.acquire(timeout=0)
+    except Timeout:
+        logger.info(waiting)
+        lock.acquire()
+    try:
+        yield
     finally:
-        os.close(descriptor)
+        lock.release()

@@ -20,7 +20,7 @@ from zoo.card import LIBRARY, card
 from zoo.checkpoint import unshared
 from zoo.config import split_spec
 from zoo.errors import Failure, ZooError
-from zoo.files import write_json
+from zoo.files import room, sync, write_json
 from zoo.registry import build, entry
 
 WEIGHTS, ABOUT = "model.safetensors", "model.json"
@@ -38,6 +38,9 @@ def save(model: Any, folder: str | Path, state: Mapping[str, Tensor] | None = No
     Returns:
         The folder.
     """
+
+    Raises:
+        Failure: If it cannot be written, as on a full disk.
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     spec = dict(model.spec)
@@ -48,10 +51,17 @@ def save(model: Any, folder: str | Path, state: Mapping[str, Tensor] | None = No
     for left in folder.glob(f"{WEIGHTS}.*.tmp"):  # by a save that was killed
         left.unlink()
     beside = folder / f"{WEIGHTS}.{os.getpid()}.tmp"
-    save_file(unshared(_plain(model) if state is None else state), beside)
-    (folder / ABOUT).unlink(missing_ok=True)  # until the new one is there, the folder is no model
-    beside.replace(folder / WEIGHTS)
-    write_json(folder / ABOUT, {"spec": spec, "trained": model.trained, "preprocessing": model.processor.config()})
+    state = unshared(_plain(model) if state is None else state)
+    try:
+        save_file(state, beside)
+        sync(beside)
+        (folder / ABOUT).unlink(missing_ok=True)  # until the new one is there, the folder is no model
+        beside.replace(folder / WEIGHTS)
+        write_json(folder / ABOUT, {"spec": spec, "trained": model.trained, "preprocessing": model.processor.config()})
+    except (OSError, SafetensorError) as e:  # each library has its own way of saying that the disk is full
+        raise Failure(f"model {folder} could not be written ({e}); {room(folder)}: make room, and do the same again") from e
+    finally:
+        beside.unlink(missing_ok=True)
     return folder
 
 
