@@ -16,7 +16,7 @@ from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from zoo.checkpoint import unshared
 from zoo.errors import Failure, ZooError
-from zoo.hub import load, save
+from zoo.hub import load, model_hash, save
 from zoo.registry import build
 
 TINY = {
@@ -152,6 +152,17 @@ def test_a_part_from_elsewhere_is_not_needed_any_more(tmp_path):
     assert np.array_equal(again.encode(ROWS), vectors)
     second = load(save(again, tmp_path / "again"))  # what was loaded can be saved
     assert np.array_equal(second.encode(ROWS), vectors)
+
+
+def test_the_hash_is_that_of_settings_and_weights(folder, tmp_path):
+    first = model_hash(folder)
+    assert model_hash(shutil.copytree(folder, tmp_path / "copy")) == first
+    for name in ("model.json", "model.safetensors"):
+        other = shutil.copytree(folder, tmp_path / name)
+        (other / name).write_bytes((other / name).read_bytes() + b" ")
+        assert model_hash(other) != first
+    with pytest.raises(ZooError, match="no model in"):
+        model_hash(tmp_path)
 
 
 # What cannot be loaded

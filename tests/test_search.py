@@ -158,6 +158,17 @@ def test_the_code_of_the_page_runs(tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().out == "1.0\n"
 
 
+def test_an_index_inside_a_folder_of_vectors_is_none_of_them(tmp_path):
+    for n in (1, 2):
+        write_vectors(tmp_path / f"v/sub/{n}.parquet", [f"{n}a", f"{n}b"], unit(2, seed=n))
+    assert len(index_file(tmp_path / "v/sub/1.parquet", "flat")) == 2
+    assert len(index_file(tmp_path / "v/sub", "flat")) == 4
+    assert sorted(p.name for p in (tmp_path / "v").rglob("*.index")) == ["1.parquet.index", "sub.index"]
+    assert read_vectors(tmp_path / "v").ids == ["1a", "1b", "2a", "2b"]
+    assert len(index_file(tmp_path / "v", "flat")) == 4
+    assert read_vectors(tmp_path / "v/sub.index").ids == ["1a", "1b", "2a", "2b"]  # when it is asked for
+
+
 def test_a_folder_of_vectors(tmp_path):
     for n in (2, 1, 3):
         write_vectors(tmp_path / f"v/{n}.parquet", [f"{n}a", f"{n}b"], unit(2, seed=n), {"model": "m"})
@@ -168,6 +179,9 @@ def test_a_folder_of_vectors(tmp_path):
     assert len(index_file(tmp_path / "v", "flat")) == 6
     write_vectors(tmp_path / "v/5.parquet", ["x"], unit(1), {"model": "other"})
     with pytest.raises(ZooError, match=r"1.parquet and .*5.parquet were made by different models: run zoo embed again"):
+        read_vectors(tmp_path / "v")
+    write_vectors(tmp_path / "v/0.parquet", ["y"], unit(1))  # says nothing
+    with pytest.raises(ZooError, match=r"1.parquet and .*5.parquet were made by different models"):
         read_vectors(tmp_path / "v")
     (tmp_path / "empty").mkdir()
     with pytest.raises(ZooError, match="holds no vectors"):

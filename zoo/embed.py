@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,18 +11,20 @@ from zoo.config import split_spec
 from zoo.data._collection import read_notes
 from zoo.errors import ZooError
 from zoo.evaluate.retrieval import Input
-from zoo.hub import load
+from zoo.hub import load, model_hash
 from zoo.recipe import load_recipe
 from zoo.run import Shown, embed, load_data
 from zoo.search import Kind, index_file
 from zoo.types import Row
-from zoo.vectors import write_vectors
+from zoo.vectors import models_of, write_vectors
+
+logger = logging.getLogger("zoo.embed")
 
 
 def embed_notes(
     run: str | Path, out: str | Path, *, notes: str | Path | None = None, data_root: str | Path | None = None, batch_size: int = 256
 ) -> int:
-    """Write ``note_id`` and ``vector`` of every note to a parquet file that is whole or not there.
+    """Write ``note_id`` and ``vector`` of every note to a parquet file that is whole or not there, and says which model made it.
 
     Args:
         run: A run folder.
@@ -36,6 +39,7 @@ def embed_notes(
     Raises:
         ZooError: If there is no such run, or a fault in the data.
     """
+    made_by = model_hash(run)
     model = load(run)
     recipe = load_recipe(Path(run) / "recipe.yaml")
     rows: Sequence[Row]
@@ -50,7 +54,7 @@ def embed_notes(
         data = load_data(recipe, data_root)
         rows, ids = data.notes, data.note_ids
     vectors = embed(model, rows, batch_size=batch_size)
-    write_vectors(Path(out), ids, vectors)
+    write_vectors(Path(out), ids, vectors, {"model": made_by})
     return len(vectors)
 
 
@@ -58,6 +62,8 @@ def search_notes(
     run: str | Path, embeddings: str | Path, query: Mapping[str, Any], *, note: str | None = None, k: int = 10, kind: Kind = "exact"
 ) -> list[dict[str, Any]]:
     """The ``k`` notes whose vectors are nearest by cosine, best first.
+
+    Vectors that do not say which model made them are searched, with a warning: another program may have written them.
 
     Args:
         run: The run folder that made the vectors.
@@ -71,7 +77,7 @@ def search_notes(
         ``{"note_id", "score"}`` each.
 
     Raises:
-        ZooError: If the file is no such file, the id is not in it, or not exactly one of query and id is given.
+        ZooError: If the file is no such file, another model made it, the id is not in it, or not exactly one of query and id is given.
     """
     if bool(query) == (note is not None):
         raise ZooError(
@@ -80,6 +86,7 @@ def search_notes(
     path = Path(embeddings)
     if not path.exists():
         raise ZooError(f"no embeddings in {path}: write them with: zoo embed {run} --out {path}")
+    _check_model(run, path)
     index = index_file(path, kind)
     own = None if note is None else _place(note, index.ids, path)
     x = load(run).encode([query]) if own is None else index.vectors[[own]]
@@ -88,6 +95,23 @@ def search_notes(
     places, scores = index.search(x, k + (own is not None))
     found = zip(places[0].tolist(), scores[0].tolist(), strict=True)
     return [{"note_id": index.ids[i], "score": score} for i, score in found if i not in (own, -1)][:k]
+
+
+def _check_model(run: str | Path, path: Path) -> None:
+    """Vectors of two models have nothing to do with each other, though a search in them gives hits like any other."""
+    own, made = model_hash(run), models_of(path)
+    if others := [file for file, model in made.items() if model not in (None, own)]:
+        raise ZooError(
+            f"{others[0]} was made by another model than the one in {run}: name its run, or write it again: zoo embed {run} --out {path}"
+        )
+    if unknown := [file for file, model in made.items() if model is None]:
+        logger.warning(
+            "%d of %d files of vectors, such as %s, do not say which model made them: unless it was the one in %s, the hits mean nothing",
+            len(unknown),
+            len(made),
+            unknown[0],
+            run,
+        )
 
 
 def _place(note: str, ids: Sequence[Any], path: Path) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -20,11 +19,11 @@ from zoo.data._collection import Input
 from zoo.data._shard_rows import INDEX, ShardRows, find_shards, index_shard
 from zoo.data._shards import format_of
 from zoo.errors import Failure, ZooError
-from zoo.hub import load
+from zoo.hub import load, model_hash
 from zoo.interrupt import in_worker
 from zoo.recipe import load_recipe
 from zoo.run import embed
-from zoo.vectors import about_vectors, write_vectors
+from zoo.vectors import about_vectors, vector_files, write_vectors
 
 logger = logging.getLogger("zoo.embed")
 
@@ -144,7 +143,7 @@ def embed_shards(
     found = find_shards(place, items if items is not None else said["items"])
     job = Job(
         run=Path(run).resolve(),
-        model=_model_hash(Path(run)),
+        model=model_hash(run),
         folder=place,
         index=Path(index or said.get("index") or place / INDEX).resolve(),
         out=_checked_out(Path(out).resolve(), place),
@@ -213,16 +212,6 @@ def _trained_on(run: Path) -> tuple[str, dict[str, Any]]:
     return name, dict(settings)
 
 
-def _model_hash(run: Path) -> str:
-    total = hashlib.sha256()
-    for name in ("model.json", "model.safetensors"):
-        if not (run / name).is_file():
-            load(run)  # says what is missing
-        with (run / name).open("rb") as file:
-            total.update(hashlib.file_digest(file, "sha256").digest())
-    return total.hexdigest()
-
-
 def _checked_out(out: Path, shards: Path) -> Path:
     if out.suffix == ".parquet" or out.is_file():
         raise ZooError(f"{out}: the vectors of shards are a file for each: name a folder, --out {out.with_suffix('')}")
@@ -243,7 +232,7 @@ def _keep_apart(job: Job, shards: Sequence[Path]) -> None:
 def _tell_strangers(job: Job, shards: Sequence[Path]) -> None:
     """Name files of vectors that belong to no shard, since a search in the folder finds them too."""
     own = {job.vectors_of(path) for path in shards}
-    strangers = sorted(set(job.out.rglob("*.parquet")) - own)
+    strangers = sorted(set(vector_files(job.out)) - own) if job.out.is_dir() else []
     if strangers:
         logger.warning(
             "%d files in %s are of none of these shards, such as %s: remove them if they are old", len(strangers), job.out, strangers[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -37,10 +38,10 @@ def save(model: Any, folder: str | Path, state: Mapping[str, Tensor] | None = No
 
     Returns:
         The folder.
-    """
 
     Raises:
         Failure: If it cannot be written, as on a full disk.
+    """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     spec = dict(model.spec)
@@ -72,11 +73,7 @@ def load(folder: str | Path, device: str | torch.device = "cpu") -> Any:
         Failure: If one of its files is damaged.
         ZooError: If the folder holds no whole model, its weights do not fit, or its inputs would be prepared in another way.
     """
-    folder = Path(folder)
-    if not (folder / ABOUT).is_file() or not (folder / WEIGHTS).is_file():
-        there = sorted(p.name for p in folder.iterdir())[:10] if folder.is_dir() else None
-        seen = "which does not exist" if there is None else f"which holds {', '.join(there) or 'nothing'}"
-        raise ZooError(f"no model in {folder}, {seen}: a run folder has {ABOUT} and {WEIGHTS} once its training is finished")
+    folder = _whole(Path(folder))
     about, state = _read(folder)
     name, keywords = split_spec(about["spec"])
     model = build(name, **keywords)
@@ -87,6 +84,20 @@ def load(folder: str | Path, device: str | torch.device = "cpu") -> Any:
     _same_preprocessing(folder, about["preprocessing"], json.loads(json.dumps(model.processor.config())))
     model.trained = about["trained"]
     return model.to(device).eval()
+
+
+def model_hash(folder: str | Path) -> str:
+    """The hash of a saved model: of how it was built, and of its weights. What is made from it says so by this.
+
+    Raises:
+        ZooError: If the folder holds no whole model.
+    """
+    folder = _whole(Path(folder))
+    total = hashlib.sha256()
+    for name in (ABOUT, WEIGHTS):
+        with (folder / name).open("rb") as file:
+            total.update(hashlib.file_digest(file, "sha256").digest())
+    return total.hexdigest()
 
 
 def from_pretrained(
@@ -192,6 +203,15 @@ def _plain(model: Any) -> dict[str, Tensor]:
     from zoo.lora import merged_state  # peft takes seconds to import, and few models need it
 
     return merged_state(model, state)
+
+
+def _whole(folder: Path) -> Path:
+    """``folder``, if a model is in it."""
+    if not (folder / ABOUT).is_file() or not (folder / WEIGHTS).is_file():
+        there = sorted(p.name for p in folder.iterdir())[:10] if folder.is_dir() else None
+        seen = "which does not exist" if there is None else f"which holds {', '.join(there) or 'nothing'}"
+        raise ZooError(f"no model in {folder}, {seen}: a run folder has {ABOUT} and {WEIGHTS} once its training is finished")
+    return folder
 
 
 def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -14,7 +14,7 @@ import numpy as np
 from zoo.errors import Failure, ZooError, unknown
 from zoo.evaluate.retrieval import topk
 from zoo.files import write_bytes, write_json
-from zoo.vectors import read_vectors, write_vectors
+from zoo.vectors import INDEX, read_vectors, vector_files, write_vectors
 
 logger = logging.getLogger("zoo.search")
 Kind = Literal["exact", "faiss", "flat", "hnsw", "ivf"]
@@ -150,9 +150,9 @@ def index_file(embeddings: Path, kind: Kind) -> Index:
     """
     if kind == "exact":
         return Index.build(*read_vectors(embeddings))
-    files = sorted(embeddings.rglob("*.parquet")) if embeddings.is_dir() else [embeddings]
+    files = vector_files(embeddings)
     about = json.dumps([kind, *((str(f.relative_to(embeddings.parent)), f.stat().st_size, f.stat().st_mtime_ns) for f in files)])
-    folder = embeddings.with_name(f"{embeddings.name}.index")
+    folder = embeddings.with_name(f"{embeddings.name}{INDEX}")
     known = folder / "index.json"
     if known.is_file() and json.loads(known.read_text(encoding="utf-8"))["about"] == about:
         return Index.load(folder)

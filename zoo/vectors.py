@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 from zoo.errors import ZooError
 from zoo.files import write_bytes
 
+INDEX = ".index"  # how the folder ends in which a search keeps an index, beside the vectors
 _ABOUT = b"zoo"
 
 
@@ -51,18 +52,30 @@ def about_vectors(path: Path) -> dict[str, Any]:
     return dict(json.loads(metadata.get(_ABOUT, b"{}")))
 
 
+def vector_files(path: Path) -> list[Path]:
+    """A file of vectors itself, or all files in a folder, sorted by name, without those of an index (``*.index/``) that lies there too."""
+    if not path.is_dir():
+        return [path]
+    return sorted(f for f in path.rglob("*.parquet") if not any(p.endswith(INDEX) for p in f.relative_to(path).parent.parts))
+
+
+def models_of(path: Path) -> dict[Path, str | None]:
+    """The hash of the model that made each of `vector_files`, as of `zoo.hub.model_hash`; None: the file does not say."""
+    return {file: about_vectors(file).get("model") for file in vector_files(path)}
+
+
 def read_vectors(path: Path) -> Vectors:
-    """Read a file of vectors, or all files in a folder, sorted by name.
+    """Read what `vector_files` names.
 
     Raises:
         ZooError: If there is no such file, or it holds no vectors, or those of a folder were made by different models.
     """
-    files = sorted(path.rglob("*.parquet")) if path.is_dir() else [path]
-    made = {file: about.get("model") for file in files if (about := about_vectors(file))}
+    made = {file: model for file, model in models_of(path).items() if model is not None}
     if len(set(made.values())) > 1:
-        other = next(f for f in made if made[f] != made[files[0]])
-        raise ZooError(f"{files[0]} and {other} were made by different models: run zoo embed again, or remove one of them")
-    read = [_read(file) for file in files]
+        first = next(iter(made))
+        other = next(file for file in made if made[file] != made[first])
+        raise ZooError(f"{first} and {other} were made by different models: run zoo embed again, or remove one of them")
+    read = [_read(file) for file in vector_files(path)]
     widths = {x.vectors.shape[1] for x in read if len(x.ids)}
     if len(widths) != 1:
         raise ZooError(f"{path} holds no vectors" if not widths else f"{path} holds vectors of widths {sorted(widths)}: keep one")
