@@ -63,6 +63,21 @@ def test_more_neighbours_than_vectors(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_as_many_neighbours_as_asked_for(kind):
+    """Of 3,900 vectors a sixteenth of the 100 lists holds some 240; each query gets what it would get alone."""
+    index = Index.build(range(3900), unit(3900), kind=kind)
+    asked = unit(4, seed=1)
+    for k in (10, 300, 3900):
+        hits = index.search(asked, k)
+        assert [len(set(row)) for row in hits.places.tolist()] == [k] * 4
+        assert hits.places.min() >= 0
+        assert np.isfinite(hits.scores).all()
+        assert (np.diff(hits.scores) <= 0).all()
+        for i in range(4):
+            np.testing.assert_array_equal(index.search(asked[i : i + 1], k).places[0], hits.places[i])
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_zero_vector_is_far_from_everything(kind):
     x = unit(40)
     x[7] = 0

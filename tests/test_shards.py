@@ -5,8 +5,10 @@ from __future__ import annotations
 import io
 import json
 import logging
+import os
 import pickle
 import re
+import shutil
 import tarfile
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -204,6 +206,41 @@ def test_a_shard_is_indexed_once_and_again_when_it_changes(own, kind, planted, c
     assert indexed() == [f"indexing items-1.{kind}"]
     assert sharded(own, kind).notes[100]["title"] == "changed"
     assert sharded(own, kind).fingerprint != before
+
+
+@pytest.mark.parametrize("kind", ["tar"], indirect=True)
+@pytest.mark.parametrize("in_place", [True, False])
+def test_a_shard_of_the_same_size_and_time_is_not_the_same(own, planted, in_place):
+    path = own / "tar/items-0.tar"
+    data, before = sharded(own, "tar"), path.stat()
+    with_title = next(i for i in range(80) if "title" in data.notes[i])
+    title = data.notes[with_title]["title"]
+    notes = [{**note, "title": note["title"] and note["title"][::-1]} for note in planted[0][:80]]
+    write_tar(path if in_place else own / "new.tar", notes)
+    if not in_place:
+        (own / "new.tar").replace(path)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert (path.stat().st_size, path.stat().st_mtime_ns) == (before.st_size, before.st_mtime_ns)
+    again = sharded(own, "tar")
+    assert again.notes[with_title]["title"] == title[::-1] != title
+    assert again.fingerprint != data.fingerprint
+
+
+def test_a_shard_that_was_only_copied_is_not_decoded_again(own, kind, monkeypatch, caplog):
+    before = sharded(own, kind).fingerprint
+    shutil.copytree(own / kind, own / f"copy/{kind}")
+
+    def indexes() -> list[bytes]:
+        return [p.read_bytes() for p in sorted((own / f"copy/{kind}/.zoo_index").glob("*.arrow"))]
+
+    there = indexes()
+    with caplog.at_level(logging.INFO, "zoo.data"):
+        assert sharded(own / "copy", kind).fingerprint == before
+    assert "indexing" not in caplog.text
+    assert (stamped := indexes()) != there
+    monkeypatch.setattr("zoo.data._shard_rows._write_index", None)  # from now on it is known by its stamp
+    assert sharded(own / "copy", kind).notes[100] == sharded(own, kind).notes[100]
+    assert indexes() == stamped
 
 
 def test_the_index_may_lie_elsewhere(own, kind, tmp_path):

@@ -25,7 +25,7 @@ _LINKS, _BUILD, _BREADTH, _PROBED = 32, 200, 128, 1 / 16  # HNSW: of a note, whi
 class Hits(NamedTuple):
     """What a search gives, best first."""
 
-    places: np.ndarray  # (Q, k) int64 row numbers; -1 where an approximate index found no more
+    places: np.ndarray  # (Q, k) int64 row numbers; -1 where a graph led to no more
     scores: np.ndarray  # (Q, k) float32 cosine; -inf there
 
 
@@ -89,7 +89,7 @@ class Index:
         if not np.isfinite(x).all():
             raise ZooError("a query is not finite: the model diverged")
         length = np.linalg.norm(x, axis=1, keepdims=True)
-        scores, places = self.engine.search(x / np.where(length == 0, 1, length), k, params=self._breadth(k))
+        scores, places = self._found(x / np.where(length == 0, 1, length), k)
         return Hits(places, np.where(places < 0, -np.inf, scores).astype(np.float32))
 
     def recall(self, *, k: int = 10, queries: int = 1000, seed: int = 0) -> float:
@@ -134,12 +134,18 @@ class Index:
             raise Failure(f"{folder}: index.faiss and vectors.parquet do not belong together: remove the folder and build it again")
         return cls(ids, vectors, kind, engine)
 
-    def _breadth(self, k: int) -> Any:
+    def _found(self, x: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """Scores and places, both (Q, k). Lists are looked at until they hold k, by each query for itself: no other changes its hits."""
+        if self.kind == "flat":
+            return tuple(self.engine.search(x, k))
         if self.kind == "hnsw":
-            return _faiss().SearchParametersHNSW(efSearch=max(_BREADTH, 2 * k))
-        if self.kind == "ivf":
-            return _faiss().SearchParametersIVF(nprobe=max(1, round(self.engine.nlist * _PROBED)))
-        return None
+            return tuple(self.engine.search(x, k, params=_faiss().SearchParametersHNSW(efSearch=max(_BREADTH, 2 * k))))
+        probed = max(1, round(self.engine.nlist * _PROBED))
+        scores, places = self.engine.search(x, k, params=_faiss().SearchParametersIVF(nprobe=probed))
+        while probed < self.engine.nlist and len(short := np.flatnonzero((places < 0).any(axis=1))):
+            probed = min(2 * probed, self.engine.nlist)
+            scores[short], places[short] = self.engine.search(x[short], k, params=_faiss().SearchParametersIVF(nprobe=probed))
+        return scores, places
 
 
 def index_file(embeddings: Path, kind: Kind) -> Index:

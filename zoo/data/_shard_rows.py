@@ -186,8 +186,7 @@ def index_shard(path: Path, columns: Columns, folder: Path, number: str = "", *,
             folder.mkdir(parents=True, exist_ok=True)
             with FileLock(f"{place}.lock", timeout=-1 if wait else 0):
                 if (sha256 := _known(path, place)) is None:
-                    logger.info("indexing %s%s", path.name, number)
-                    sha256 = _write_index(path, columns, place)
+                    sha256 = _write_index(path, columns, place, number)
         except Timeout:
             raise
         except OSError as e:
@@ -195,14 +194,19 @@ def index_shard(path: Path, columns: Columns, folder: Path, number: str = "", *,
     return Shard(path, place, sha256)
 
 
-def _write_index(path: Path, columns: Columns, place: Path) -> str:
+def _write_index(path: Path, columns: Columns, place: Path, number: str) -> str:
+    """Index a shard; where its content is the one that was indexed, as in a copy of both, the old index gets its new stamp."""
     stamp = _stamp(path)
     try:
         with path.open("rb") as file:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as e:
         raise Unreadable(f"{path}: cannot be read ({e})") from e
-    notes = format_of([path], columns).notes(path)
+    if place.is_file() and (known := _mapped(place)).schema.metadata[b"sha256"].decode() == sha256:
+        notes = known
+    else:
+        logger.info("indexing %s%s", path.name, number)
+        notes = format_of([path], columns).notes(path)
     notes = notes.combine_chunks().replace_schema_metadata({"stamp": stamp, "sha256": sha256})
     sink = pa.BufferOutputStream()
     with pa.ipc.new_file(sink, notes.schema) as writer:
@@ -212,8 +216,9 @@ def _write_index(path: Path, columns: Columns, place: Path) -> str:
 
 
 def _stamp(path: Path) -> str:
+    """What differs when a shard was written since, even if its size is the same and its modification time was set back."""
     about = path.stat()
-    return f"{about.st_size} {about.st_mtime_ns}"
+    return f"{about.st_size} {about.st_mtime_ns} {about.st_ctime_ns} {about.st_ino}"
 
 
 def _known(path: Path, place: Path) -> str | None:
