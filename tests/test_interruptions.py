@@ -15,13 +15,13 @@ from safetensors.torch import load_file
 
 from zoo import checkpoint, saver
 from zoo.checkpoint import checkpoints
+from zoo.collate import PairCollate
 from zoo.errors import Failure, Terminated, ZooError
 from zoo.interrupt import Interruption, in_worker
 from zoo.log import Log
 from zoo.recipe import load_recipe
 from zoo.registry import make
-from zoo.train import Pairs, train
-from zoo.types import Pair
+from zoo.train import train
 
 TINY = {
     "name": "notellm2",
@@ -106,10 +106,14 @@ def test_a_signal_saves_and_the_run_goes_on_as_if_it_had_not_come(recipe, data, 
     assert_same(recipe("whole").out, settings.out)
 
 
-def test_a_signal_in_the_last_step_is_too_late(recipe, data, at_step):
-    at_step(5, lambda: signal.raise_signal(signal.SIGTERM))
-    train(recipe(), loaded=data)
+@pytest.mark.parametrize("number, raised", [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, Terminated)])
+def test_a_signal_in_the_last_step_stops_what_comes_after_the_training(recipe, data, at_step, number, raised):
+    at_step(5, lambda: signal.raise_signal(number))
+    says = rf"^stopped after the last step, with the model in {recipe().out}; run the same command again to go on from there$"
+    with pytest.raises(raised, match=says):
+        train(recipe(), loaded=data)
     assert (recipe().out / "model.json").is_file()
+    train(recipe(), loaded=data)
 
 
 def test_a_second_ctrl_c_stops_at_once(recipe, data, at_step):
@@ -217,11 +221,11 @@ def test_a_disk_that_fills_up_later(recipe, data, monkeypatch):
 
 @pytest.fixture
 def trained_on(recipe, data, monkeypatch):
-    """Train with a worker in which something is done with each pair that it reads."""
+    """Train with a worker in which something is done with each row that it reads."""
 
     def go(do):
-        read = Pairs.__getitem__
-        monkeypatch.setattr(Pairs, "__getitem__", lambda self, i: do(read(self, i)))
+        begin = PairCollate.__init__
+        monkeypatch.setattr(PairCollate, "__init__", lambda self, process, known: begin(self, lambda row: process(do(row)), known))
         train(recipe(run__workers=1), loaded=data)
 
     return go
@@ -229,12 +233,12 @@ def trained_on(recipe, data, monkeypatch):
 
 def test_a_worker_that_is_killed(trained_on):
     with pytest.raises(Failure, match=r"a process that loads data ended by itself \(.*\): most often the machine has run out of memory"):
-        trained_on(lambda pair: os.kill(os.getpid(), signal.SIGKILL))
+        trained_on(lambda row: os.kill(os.getpid(), signal.SIGKILL))
 
 
 @pytest.mark.parametrize("error", [ZooError, Failure])
 def test_what_a_worker_says_is_told_without_its_traceback(trained_on, error):
-    def broken(pair):
+    def broken(row):
         raise error("row 7: this image cannot be decoded")
 
     with pytest.raises(error, match=r"^row 7: this image cannot be decoded$"):
@@ -245,4 +249,4 @@ def test_an_image_of_huge_dimensions(trained_on):
     file = io.BytesIO()
     Image.new("1", (20000, 20000)).save(file, "PNG")  # 50 kB that would be 1.2 GB of pixels
     with pytest.raises(ZooError, match=r"more than 67108864 pixels: make the image smaller"):
-        trained_on(lambda pair: Pair({**pair.query, "image": file.getvalue()}, pair.target))
+        trained_on(lambda row: {**row, "image": file.getvalue()})

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
+import signal
 
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 from safetensors.torch import load_file
 
 import zoo.init_from
 from zoo.data.planted_neglect import Planted, planted_neglect
 from zoo.encoders.features import Features
-from zoo.errors import ZooError
+from zoo.errors import Terminated, ZooError
 from zoo.init_from import take_parts
+from zoo.log import Log
 from zoo.objectives.next_token import NextToken
 from zoo.recipe import dump, load_recipe, recipes
 from zoo.registry import build
@@ -203,24 +207,29 @@ def stage(tmp_path):
     return go, cache
 
 
+def kept(cache):
+    """The stages that a run finds."""
+    return [folder for folder in cache.iterdir() if not folder.name.startswith(".")]
+
+
 class TestStages:
     def test_is_trained_once_and_found_again(self, stage, caplog):
         go, cache = stage
         caplog.set_level(logging.INFO, logger="zoo.train")
         go()
-        (folder,) = cache.iterdir()
+        (folder,) = kept(cache)
         assert folder.name.startswith("words-")
         written = (folder / "model.safetensors").stat().st_mtime_ns
         assert sum("training the stage" in line for line in caplog.messages) == 1
         go("seed=5", "optimizer.lr=3e-4")  # no business of the stage
-        assert [folder] == list(cache.iterdir())
+        assert [folder] == kept(cache)
         assert (folder / "model.safetensors").stat().st_mtime_ns == written
         assert sum("training the stage" in line for line in caplog.messages) == 1
 
     def test_gives_its_part_and_no_other(self, stage):
         go, cache = stage
         model = go("optimizer.lr=0", "optimizer.weight_decay=0")
-        (folder,) = cache.iterdir()
+        (folder,) = kept(cache)
         state = load_file(folder / "model.safetensors")
         for name, tensor in model.state_dict().items():
             if name.startswith("backbone."):
@@ -232,23 +241,23 @@ class TestStages:
         go, cache = stage
         go()
         go(change)
-        assert len(list(cache.iterdir())) == 2
+        assert len(kept(cache)) == 2
 
     def test_changed_settings_or_code_make_another_entry(self, stage, tmp_path, monkeypatch):
         go, cache = stage
         go()
         (tmp_path / "words.yaml").write_text(dump(load_recipe(FOLDER + "words", *FEW, "optimizer.lr=1e-3")))
         go()
-        assert len(list(cache.iterdir())) == 2
+        assert len(kept(cache)) == 2
         monkeypatch.setattr(zoo.init_from, "CODE", 2)
         go()
-        assert len(list(cache.iterdir())) == 3
+        assert len(kept(cache)) == 3
 
     @pytest.mark.parametrize("name", ["model.safetensors", "stage.json"])
     def test_what_is_damaged_is_trained_again(self, stage, caplog, name):
         go, cache = stage
         go()
-        (folder,) = cache.iterdir()
+        (folder,) = kept(cache)
         whole = (folder / "model.safetensors").read_bytes()
         damaged = bytearray((folder / name).read_bytes())
         damaged[-20] ^= 1
@@ -257,24 +266,50 @@ class TestStages:
         assert "is damaged: it is thrown away and trained again" in caplog.text
         assert (folder / "model.safetensors").read_bytes() == whole
 
-    def test_what_was_interrupted_is_not_there(self, stage, monkeypatch):
+    @pytest.mark.parametrize("step", [1, 2])
+    def test_what_was_interrupted_goes_on(self, stage, monkeypatch, step):
         go, cache = stage
+        write, seen = Log.write, []
 
-        def killed(*_, **__):
-            raise KeyboardInterrupt
+        def written(self, position, values):
+            seen.append((self.folder.name.partition("-")[0], position.step))
+            write(self, position, values)
+            if seen == [(".words", i + 1) for i in range(step)]:
+                signal.raise_signal(signal.SIGTERM)
 
-        monkeypatch.setattr("zoo.init_from.write_json", killed)
-        with pytest.raises(KeyboardInterrupt):
+        monkeypatch.setattr(Log, "write", written)
+        with pytest.raises(Terminated, match="run the same command again"):
             go()
-        assert [f.name[:6] for f in cache.iterdir()] == [".words"]  # under no name that a run would look for
+        assert kept(cache) == []  # under no name that a run would look for
+        go()
+        assert seen == [(".words", 1), (".words", 2), ("run", 1), ("run", 2)]
+        (folder,) = kept(cache)
+        once = (folder / "model.safetensors").read_bytes()
+        shutil.rmtree(cache)
+        go()
+        assert once == (folder / "model.safetensors").read_bytes()
+        assert {p.name for p in cache.iterdir()} == {folder.name, f".{folder.name}.lock"}
+        assert not (folder / "checkpoints").exists()
 
-    def test_a_faster_run_wins(self, stage, monkeypatch):
+    def test_two_runs_do_not_train_it_twice(self, stage, monkeypatch, caplog):
+        """Another one holds the stage when this one comes, and has made it when it lets go."""
         go, cache = stage
         go()
-        (folder,) = cache.iterdir()
-        monkeypatch.setattr("zoo.init_from._is_whole", lambda found, key, asked=[]: bool(asked) or bool(asked.append(1)))
+        (folder,) = kept(cache)
+        folder.rename(folder.with_name("elsewhere"))
+        caplog.set_level(logging.INFO, logger="zoo")
+        asked, lock = [], FileLock(cache / f".{folder.name}.lock", thread_local=False)
+        lock.acquire()
+
+        def waits(message):
+            asked.append(message)
+            folder.with_name("elsewhere").rename(folder)
+            lock.release()
+
+        monkeypatch.setattr("zoo.files.logger.info", waits)
         go()
-        assert [folder] == list(cache.iterdir())
+        assert asked == [f"waiting for another process, which trains the stage {folder}"]
+        assert not any("training the stage" in line for line in caplog.messages)
 
     def test_stages_chain(self, stage, tmp_path):
         go, cache = stage
@@ -317,7 +352,7 @@ class TestStages:
     def test_other_shapes_are_told_with_what_to_write(self, stage, tmp_path):
         go, cache = stage
         go()
-        (folder,) = cache.iterdir()
+        (folder,) = kept(cache)
         given = Stage(recipe="words", parts=("backbone",), share=("data",))
         with pytest.raises(ZooError, match=r"its 'backbone' does not fit .*name them in share \(now data\)"):
             take_parts(small_model(), [given], [folder])

@@ -15,13 +15,14 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from accelerate import Accelerator
-from filelock import FileLock, Timeout
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from zoo.columns import Mapped, Writer, as_bytes, discard, read_columns, row_sums
 from zoo.config import split_spec
 from zoo.errors import Failure, ZooError
+from zoo.files import alone
+from zoo.interrupt import AGAIN, Interruption, in_worker, stop
 from zoo.models._encode import progress
 from zoo.models._notes import images
 from zoo.recipe import Recipe
@@ -150,6 +151,7 @@ class _Source(NamedTuple):
             sampler=items,
             collate_fn=_together,
             num_workers=workers,
+            worker_init_fn=in_worker,
             generator=torch.Generator(),  # else it would draw from the numbers that training uses
         )
 
@@ -244,20 +246,11 @@ def _opened_or_built(folder: Path, key: Mapping[str, Any], source: _Source) -> F
     if (found := _opened(entry, source)) is not None:
         return found
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / f".{name}.lock")
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            logger.info("waiting for another process, which makes the feature cache %s", entry)
-            lock.acquire()
-        try:
+        with alone(folder / f".{name}.lock", f"waiting for another process, which makes the feature cache {entry}"):
             if (found := _opened(entry, source)) is None:
                 discard(entry)
                 _build(entry, key, source)
                 found = _opened(entry, source)
-        finally:
-            lock.release()
     except OSError as e:
         discard(folder / f".{name}.part")
         raise Failure(
@@ -311,10 +304,15 @@ def _beyond_rounding(there: Tokens, here: Tokens, precision: str) -> float:
 
 
 def _build(entry: Path, key: Mapping[str, Any], source: _Source) -> None:
-    """Encode every image of the data set, going on from where a killed process left."""
+    """Encode every image of the data set, going on from where a killed process left.
+
+    Raises:
+        KeyboardInterrupt: If Ctrl-C was pressed; what was encoded is kept.
+        Terminated: Likewise, if SIGTERM came.
+    """
     part, total = entry.with_name(f".{entry.name}.part"), len(source.notes)
     _check_repeats(source)
-    with Writer(part) as writer:
+    with Writer(part) as writer, Interruption() as interruption:
         done = writer.rows("count")
         logger.info("making the feature cache %s: %d items%s", entry, total, f", of which {done} are there" if done else "")
         loader, flushed = source.loader(range(done, total), source.recipe.run.workers), time.monotonic()
@@ -330,9 +328,11 @@ def _build(entry: Path, key: Mapping[str, Any], source: _Source) -> None:
             if number == 0:
                 size = sum(column.bytes for column in writer.columns.values()) * total / writer.rows("count")
                 logger.info("it will take about %.2f GiB", size / 2**30)
-            if time.monotonic() - flushed > FLUSH_SECONDS:
+            if interruption.signal or time.monotonic() - flushed > FLUSH_SECONDS:
                 writer.flush()
                 flushed = time.monotonic()
+            if interruption.signal:
+                stop(interruption.signal, f"stopped with {writer.rows('count')} of {total} items in the feature cache; {AGAIN}")
         writer.finish(entry, {"key": key})
 
 

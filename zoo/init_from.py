@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -20,7 +19,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from zoo.errors import ZooError, unknown
-from zoo.files import write_json
+from zoo.files import alone, write_json
 from zoo.hub import ABOUT, WEIGHTS
 from zoo.recipe import Recipe, load_recipe, values
 from zoo.registry import make
@@ -39,6 +38,8 @@ def prepare(
     recipe: Recipe, data: PairData, data_root: Path | None, *, train: Train, identify: Identify, before: Sequence[str] = ()
 ) -> list[Path]:
     """The run folder of each stage of a recipe; those that are not in the cache are trained now, into a folder that is renamed when whole.
+
+    One process trains a stage, others that need it wait; what was interrupted goes on from its last checkpoint.
 
     Args:
         recipe: Whose ``init_from`` is asked.
@@ -130,18 +131,15 @@ def _make(recipe: Recipe, data: PairData, data_root: Path | None, key: str, trai
         raise ZooError(
             f"init_from: {folder} is not there yet, and a stage is trained by one process: run this recipe once without a launcher"
         )
-    logger.info("training the stage %s", folder)
-    beside = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    shutil.rmtree(beside, ignore_errors=True)
-    train(replace(recipe, out=beside), loaded=data, data_root=data_root)
-    shutil.rmtree(beside / "checkpoints", ignore_errors=True)  # without a step there are none
-    write_json(beside / SEAL, {"key": key, "sha256": {name: _hash(beside / name) for name in (WEIGHTS, ABOUT)}})
-    try:
+    with alone(folder.with_name(f".{folder.name}.lock"), f"waiting for another process, which trains the stage {folder}"):
+        if _is_whole(folder, key):
+            return
+        logger.info("training the stage %s", folder)
+        beside = folder.with_name(f".{folder.name}.part")  # of the same key in every process: what was interrupted goes on
+        train(replace(recipe, out=beside), loaded=data, data_root=data_root)
+        write_json(beside / SEAL, {"key": key, "sha256": {name: _hash(beside / name) for name in (WEIGHTS, ABOUT)}})
         beside.rename(folder)
-    except OSError:  # another run was faster, and its folder is as good
-        if not _is_whole(folder, key):
-            raise
-        shutil.rmtree(beside)
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)  # without a step there are none
 
 
 def _hash(path: Path) -> str:

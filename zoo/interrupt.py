@@ -10,6 +10,7 @@ from types import FrameType
 from zoo.errors import Terminated
 
 logger = logging.getLogger("zoo.train")
+AGAIN = "run the same command again to go on from there"
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 

@@ -14,7 +14,7 @@ from torch import nn
 
 from zoo.checkpoint import Position, random_state, save_checkpoint
 from zoo.distributed import whole
-from zoo.interrupt import Interruption, stop
+from zoo.interrupt import AGAIN, Interruption, stop
 from zoo.sections import Run
 
 
@@ -43,11 +43,14 @@ class Saver:
         self.identity, self.run, self.accelerator = identity, run, accelerator
         self.saved = time.monotonic()
 
-    def __call__(self, position: Position, interruption: Interruption, *, last: bool) -> None:
+    def __call__(self, position: Position, interruption: Interruption, *, last: bool) -> int:
         """Save if it is time to.
 
+        Returns:
+            The signal that came in the last step to any of the processes, to be heeded when the model is written; 0: none.
+
         Raises:
-            KeyboardInterrupt: After saving, if Ctrl-C was pressed in any of the processes.
+            KeyboardInterrupt: After saving, if Ctrl-C was pressed in any of the processes, before the last step.
             Terminated: After saving, if SIGTERM came.
         """
         late = bool(self.run.save_minutes) and time.monotonic() - self.saved >= 60 * self.run.save_minutes
@@ -56,7 +59,8 @@ class Saver:
         if number or late or due or last:
             self._save(position)
         if number and not last:
-            stop(number, f"stopped and saved after step {position.step}; run the same command again to go on from there")
+            stop(number, f"stopped and saved after step {position.step}; {AGAIN}")
+        return number
 
     def _agreed(self, number: int, late: bool) -> tuple[int, bool]:
         """What holds in any process holds in all: they save and stop at the same step."""

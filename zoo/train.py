@@ -27,7 +27,7 @@ from zoo.files import write_text
 from zoo.gradcache import check_rows_stay_apart
 from zoo.hub import save
 from zoo.init_from import prepare, take_parts
-from zoo.interrupt import Interruption, in_worker
+from zoo.interrupt import AGAIN, Interruption, in_worker, stop
 from zoo.log import Log
 from zoo.optimizer import freeze_all, learning_rate, make_optimizer
 from zoo.recipe import Recipe, dump, load_recipe, values
@@ -110,6 +110,8 @@ def train(
 
     Raises:
         ZooError: On a fault of the recipe or the data, on a loss that is not finite, or when the folder holds another run.
+        KeyboardInterrupt: If Ctrl-C was pressed; what was trained is saved.
+        Terminated: Likewise, if SIGTERM came.
     """
     recipe = load_recipe(recipe, *overrides, **keywords)
     if recipe.run.threads:
@@ -137,6 +139,7 @@ def train(
     update = Updater(accelerator, wrapped, step, prepared, recipe)
     save_state = Saver(recipe.out / "checkpoints", step, optimizer, identity, recipe.run, accelerator)
     wrapped.train()
+    asked = 0
     settings = {"steps": steps, "every": recipe.run.log_every, "start": position.step, "enabled": accelerator.is_main_process}
     with feature_cache(recipe, data, step.model, accelerator) as seen, Log(recipe.out, **settings) as log, Interruption() as interruption:
         batches = stream(recipe, seen, step, order, position, accelerator)
@@ -147,14 +150,21 @@ def train(
             logged = update(batches, position)
             position.step += 1
             log.write(position, {"lr": recipe.optimizer.lr * rate, **logged})
-            save_state(position, interruption, last=position.step == steps)
+            asked = save_state(position, interruption, last=position.step == steps)
     step.model.trained = step.model.trained or steps > 0 or bool(stages)
-    state = whole(step.model.state_dict())
-    if recipe.adapters:
-        state = _merged(recipe, step.model, state, accelerator)
-    if accelerator.is_main_process:
-        save(step.model, recipe.out, state)
+    _save_model(recipe, step.model, accelerator)
+    if asked:
+        stop(asked, f"stopped after the last step, with the model in {recipe.out}; {AGAIN}")
     return step.model.eval()
+
+
+def _save_model(recipe: Recipe, model: Any, accelerator: Accelerator) -> None:
+    """Write the model that the run folder is from now on."""
+    state = whole(model.state_dict())
+    if recipe.adapters:
+        state = _merged(recipe, model, state, accelerator)
+    if accelerator.is_main_process:
+        save(model, recipe.out, state)
 
 
 def _merged(recipe: Recipe, model: Any, state: Mapping[str, Tensor], accelerator: Accelerator) -> Mapping[str, Tensor]:
