@@ -13,7 +13,7 @@ from zoo import export
 from zoo.errors import Failure, ZooError
 from zoo.export import TOLERANCE, export_onnx, prepare
 from zoo.hub import save
-from zoo.registry import build
+from zoo.registry import build, names
 
 TINY = {
     "backbone": {"name": "tiny_lm", "dim": 32, "layers": 1, "heads": 2, "vocab_size": 1024},
@@ -22,17 +22,25 @@ TINY = {
     "dim": 16,
     "language": "en",
 }
+_ENCODERS = {
+    "text": {"name": "tiny_text", "dim": 32, "layers": 1, "heads": 2, "rows": 512},
+    "vision": TINY["vision"],
+    "dim": 16,
+    "language": "en",
+}
+MODELS = {"notellm2": TINY, "dual_encoder": _ENCODERS, "meter": {**_ENCODERS, "layers": 2, "width": 32, "heads": 2}}
 RED = Image.new("RGB", (20, 30), "red")
 ROWS = [
     {"title": "a red cup", "content": "of coffee " * 9, "image": RED},
     {"title": "only words"},
     {"image": Image.new("RGB", (8, 8), "blue")},
     {"topic": ["one", "two"], "content": "and no title", "image": RED},
+    {"title": "cup"},
 ]
 
 
-def tiny(**overrides):
-    model = build("notellm2", **{**TINY, **overrides}).eval()
+def tiny(name="notellm2", **overrides):
+    model = build(name, **{**MODELS[name], **overrides}).eval()
     model.trained = True
     return model
 
@@ -43,20 +51,29 @@ def session(path):
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory):
-    torch.manual_seed(0)
-    model = tiny()
-    return model, export_onnx(model, tmp_path_factory.mktemp("export") / "deep" / "items.onnx")
+    """A model and its graph, each made once."""
+    made = {}
+
+    def go(name="notellm2"):
+        if name not in made:
+            torch.manual_seed(0)
+            model = tiny(name)
+            made[name] = model, export_onnx(model, tmp_path_factory.mktemp("export") / "deep" / "items.onnx")
+        return made[name]
+
+    return go
 
 
 @pytest.mark.parametrize("rows", [ROWS, ROWS[::-1], ROWS * 3, ROWS[1:3], *([row] for row in ROWS)], ids=lambda rows: f"{len(rows)} rows")
-def test_any_rows_give_the_vectors_of_the_model(exported, rows):
-    model, path = exported
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name == "meter")) for name in names("model")])
+def test_any_rows_give_the_vectors_of_the_model(exported, name, rows):
+    model, path = exported(name)
     (vectors,) = session(path).run(None, prepare(model, rows))
     assert vectors == pytest.approx(model.encode(rows), abs=1e-5)
 
 
 def test_the_description_is_that_of_the_graph(exported):
-    model, path = exported
+    model, path = exported()
     assert {p.name for p in path.parent.iterdir()} == {"items.onnx", "items.onnx.json"}
     about = json.loads((path.parent / "items.onnx.json").read_text())
     types = {"int64": "tensor(int64)", "bool": "tensor(bool)", "float32": "tensor(float)"}
@@ -100,11 +117,12 @@ def test_other_parts(tmp_path, overrides):
 
 
 @pytest.mark.slow
-def test_another_embedding(tmp_path):
-    model = tiny()
-    path = export_onnx(model, tmp_path / "m.onnx", output="visual")
+@pytest.mark.parametrize("name, output", [("notellm2", "visual"), ("dual_encoder", "image")])
+def test_another_embedding(tmp_path, name, output):
+    model = tiny(name)
+    path = export_onnx(model, tmp_path / "m.onnx", output=output)
     (vectors,) = session(path).run(None, prepare(model, ROWS[:1]))
-    assert vectors == pytest.approx(model.encode(ROWS[:1], output="visual"), abs=1e-5)
+    assert vectors == pytest.approx(model.encode(ROWS[:1], output=output), abs=1e-5)
 
 
 def test_the_command(command, tmp_path, monkeypatch):

@@ -90,7 +90,7 @@ class HfTextEncoder(nn.Module):
         weight = mask[..., None].to(hidden.dtype)
         pooled = (hidden * weight).sum(1) / weight.sum(1).clamp(min=1)
         first = 0 if self._keep_cls else 1
-        return Tokens(hidden[:, first:], mask[:, first:], pooled, torch.ones(len(mask), dtype=torch.bool, device=mask.device))
+        return Tokens(hidden[:, first:], mask[:, first:], pooled, torch.ones_like(mask[:, 0]))
 
     def portable(self) -> dict[str, Any]:
         """The settings that rebuild it without a network, for weights that come from elsewhere."""

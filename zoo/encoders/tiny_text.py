@@ -75,13 +75,14 @@ class TinyText(nn.Module):
     def forward(self, x: ModalityInputs) -> Tokens:
         """Ids (B, N) and their mask to Tokens."""
         mask = x.mask if x.mask is not None else torch.ones_like(x.values, dtype=torch.bool)
-        tokens = self.words(x.values) + self.position[:, : x.values.shape[1]]  # (B, N, D)
+        place = torch.arange(x.values.shape[1], device=x.values.device)  # a slice would write the most tokens into an exported graph
+        tokens = self.words(x.values) + self.position[:, place]  # (B, N, D)
         for block in self.blocks:
             tokens = block(tokens, src_key_padding_mask=~mask)
         tokens = self.norm(tokens)
         weight = mask[..., None].to(tokens.dtype)
         pooled = (tokens * weight).sum(1) / weight.sum(1).clamp(min=1)
-        return Tokens(tokens, mask, pooled, torch.ones(len(mask), dtype=torch.bool, device=mask.device))
+        return Tokens(tokens, mask, pooled, torch.ones_like(mask[:, 0]))
 
     def portable(self) -> dict[str, Any]:
         """Nothing: it is always built from its settings alone."""

@@ -63,7 +63,7 @@ class Stack(nn.Module):
 
     def enter(self, x: Tokens) -> Tokens:
         """(B, N, D_encoder) to (B, 1 + N, D). The class token is always there, so no attention is over nothing."""
-        start = self.start.expand(len(x.tokens), 1, -1)
+        start = self.start.expand(x.tokens.shape[0], 1, -1)  # len would write the number of rows into an exported graph
         mask = torch.cat([torch.ones_like(x.mask[:, :1]), x.mask], 1)
         return Tokens(torch.cat([start, self.project(x.tokens)], 1), mask, None, x.present)
 
