@@ -1,10 +1,12 @@
 """An epoch of training with and without the feature cache, in one run: `pytest benchmarks/bench_training.py`."""
 
 import time
+from contextlib import ExitStack
 
 import pytest
 import torch
 
+from benchmarks.beside import beside, keep
 from zoo.checkpoint import Position
 from zoo.feature_cache import feature_cache
 from zoo.optimizer import make_optimizer
@@ -27,28 +29,39 @@ RECIPE = {
 }
 
 
-@pytest.mark.benchmark(timer=time.process_time if DEVICE == "cpu" else time.perf_counter, group="an epoch, frozen ViT-B/16")
-@pytest.mark.parametrize("cached", [False, True], ids=["encoded", "cached"])
-def test_epoch(benchmark, tmp_path, cached):
-    """The second epoch and every later one; what the cache takes to fill, once, is kept beside as ``fill_seconds``."""
-    recipe = load_recipe(RECIPE, **({"run__feature_cache": str(tmp_path)} if cached else {}))
-    data, accelerator = make("data", recipe.data), make_accelerator(recipe)
-    step = make_step(recipe).to(accelerator.device)
-    wrapped, optimizer = accelerator.prepare(step, make_optimizer(step, recipe.optimizer))
-    update, position = Updater(accelerator, wrapped, step, optimizer, recipe), Position()
-    order = make_order(recipe, data, accelerator)
-    wrapped.train()
-    began = time.perf_counter()
-    with feature_cache(recipe, data, step.model, accelerator) as seen:
-        filled = time.perf_counter() - began
-        batches = stream(recipe, seen, step, order, position, accelerator)
+class Epochs:
+    """Training that can be asked for one epoch more."""
 
-        def epoch():
-            for _ in range(len(order)):
-                update(batches, position)
-            if DEVICE == "cuda":
-                torch.cuda.synchronize()
+    def __init__(self, stack: ExitStack, **overrides: str) -> None:
+        self.recipe = load_recipe(RECIPE, **overrides)
+        data, accelerator = make("data", self.recipe.data), make_accelerator(self.recipe)
+        step = make_step(self.recipe).to(accelerator.device)
+        wrapped, optimizer = accelerator.prepare(step, make_optimizer(step, self.recipe.optimizer))
+        self.update, self.position = Updater(accelerator, wrapped, step, optimizer, self.recipe), Position()
+        self.order = make_order(self.recipe, data, accelerator)
+        wrapped.train()
+        began = time.perf_counter()
+        seen = stack.enter_context(feature_cache(self.recipe, data, step.model, accelerator))
+        self.filled = time.perf_counter() - began
+        self.batches = stream(self.recipe, seen, step, self.order, self.position, accelerator)
 
-        benchmark.pedantic(epoch, rounds=1, warmup_rounds=int(cached))  # the first epoch also checks what it reads
-    files = sum(file.stat().st_size for file in tmp_path.rglob("*.safetensors"))
-    benchmark.extra_info |= {"pairs": len(order) * recipe.run.batch_size, "fill_seconds": filled, "bytes": files}
+    def __call__(self) -> None:
+        for _ in range(len(self.order)):
+            self.update(self.batches, self.position)
+        if DEVICE == "cuda":
+            torch.cuda.synchronize()
+
+
+TIMER = time.process_time if DEVICE == "cpu" else time.perf_counter
+
+
+@pytest.mark.benchmark(timer=TIMER, group="an epoch, frozen ViT-B/16")
+def test_epoch(benchmark, tmp_path):
+    """The second epoch and later ones; what the cache takes to fill, once, is kept beside as ``fill_seconds``."""
+    with ExitStack() as stack:
+        cached, encoded = Epochs(stack, run__feature_cache=str(tmp_path)), Epochs(stack)
+        cached()  # the first epoch also checks what it reads
+        found = beside(benchmark, cached, encoded, rounds=2, timer=TIMER)
+    stored = sum(file.stat().st_size for file in tmp_path.rglob("*.safetensors"))
+    pairs = len(cached.order) * cached.recipe.run.batch_size
+    keep(benchmark, "epoch, feature cache", found, target=3.0, packages=("timm",), pairs=pairs, fill_seconds=cached.filled, bytes=stored)
