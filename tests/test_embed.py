@@ -17,6 +17,7 @@ from zoo.files import write_text
 from zoo.hub import load, model_hash, save
 from zoo.recipe import dump, load_recipe
 from zoo.registry import build
+from zoo.search import Hits
 from zoo.vectors import about_vectors, read_vectors, write_vectors
 
 MODEL = {
@@ -86,3 +87,16 @@ def test_the_vectors_are_those_of_the_model(runs, vectors):
     read = read_vectors(vectors)
     assert read.ids == ["a", "b", "c"]
     np.testing.assert_allclose(read.vectors, load(runs[0]).encode([{"title": t} for t in ("lamp", "gown", "desk lamp")]), atol=1e-6)
+
+
+def test_fewer_hits_than_asked_for_are_said(runs, vectors, caplog, monkeypatch):
+    assert len(found(runs[0], vectors, {}, note="a", k=5, kind="hnsw")) == 2
+    assert "hits" not in caplog.text
+    monkeypatch.setattr("zoo.search.Index.search", lambda *_: Hits(np.array([[0, 2, -1]]), np.array([[1, 0.5, -np.inf]])))
+    assert found(runs[0], vectors, {}, note="a", k=5, kind="hnsw") == ["c"]
+    assert "1 hits of 2: the graph of hnsw leads to no more; --index exact finds all" in caplog.text
+
+
+def test_no_notes_at_a_time(runs, tmp_path):
+    with pytest.raises(ZooError, match="batch_size = 0: write 1 or more"):
+        embed_notes(runs[0], tmp_path / "v.parquet", notes=tmp_path, batch_size=0)

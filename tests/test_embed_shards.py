@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
+import multiprocessing
 import os
+import signal
 import subprocess
 import sys
-from concurrent.futures import Future
-from concurrent.futures.process import BrokenProcessPool
+import time
+from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 from pathlib import Path
 
@@ -17,8 +19,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from filelock import FileLock
 from PIL import Image
 
+from zoo.data._shard_rows import index_shard
 from zoo.embed_shards import embed_shards
 from zoo.errors import Failure, ZooError
 from zoo.files import write_text
@@ -151,22 +155,38 @@ def test_one_bad_shard_does_not_stop_the_others(run, shards):
     assert sorted(p.name for p in (shards.parent / "out").iterdir()) == ["items-0.parquet", "items-2.parquet"]
 
 
-def test_a_process_that_is_killed(run, shards, monkeypatch):
-    class Pool:
-        def __init__(self, *_: object) -> None: ...
-        def __enter__(self) -> Pool:
-            return self
+@pytest.mark.slow
+def test_a_process_that_is_killed(run, shards, log, tmp_path):
+    """By SIGKILL, as a machine without memory does, while it waits for the index of the last shard, which the test keeps locked."""
+    held = index_shard(shards / "items-2.parquet", {}, tmp_path / "index").place
+    held.unlink()
+    here = {"index": tmp_path / "index", "workers": 2}
 
-        def __exit__(self, *_: object) -> None: ...
-        def shutdown(self, **_: object) -> None: ...
-        def submit(self, *_: object) -> Future[object]:
-            broken: Future[object] = Future()
-            broken.set_exception(BrokenProcessPool())
-            return broken
+    def kill() -> int:
+        done = [shards.parent / f"out/items-{s}.parquet" for s in (0, 1)]
+        until = time.monotonic() + 300
+        while not all(file.is_file() for file in done) and time.monotonic() < until:
+            time.sleep(0.05)
+        process = next(iter(multiprocessing.active_children()))
+        os.kill(process.pid, signal.SIGKILL)
+        return process.pid
 
-    monkeypatch.setattr("zoo.embed_shards.ProcessPoolExecutor", Pool)
-    with pytest.raises(Failure, match=r"a process that embeds shards ended by itself: most often .* run the same command again to go on"):
-        embedded(run, shards, workers=2)
+    with ThreadPoolExecutor() as pool, FileLock(f"{held}.lock"):
+        killed = pool.submit(kill)
+        with pytest.raises(Failure, match=r"a process that embeds shards ended by itself: .* run the same command again to go on"):
+            embedded(run, shards, **here)
+    assert killed.result()
+    assert not multiprocessing.active_children()
+    assert sorted(p.name for p in (shards.parent / "out").iterdir()) == ["items-0.parquet", "items-1.parquet"]
+    log.clear()
+    assert embedded(run, shards, index=tmp_path / "index") == SHARDS * EACH
+    assert said(log) == [*OLD[:2], NEW[2]]
+
+
+@pytest.mark.parametrize("keyword", ["workers", "batch_size"])
+def test_no_workers_and_no_notes_at_a_time(run, shards, keyword):
+    with pytest.raises(ZooError, match=f"^{keyword} = 0: write 1 or more$"):
+        embedded(run, shards, **{keyword: 0})
 
 
 def test_what_is_refused(run, shards, tmp_path):

@@ -37,8 +37,10 @@ def embed_notes(
         How many vectors were written. A note in which the model sees nothing has the zero vector.
 
     Raises:
-        ZooError: If there is no such run, or a fault in the data.
+        ZooError: If there is no such run, a fault in the data, or not one note at a time.
     """
+    if batch_size < 1:
+        raise ZooError(f"batch_size = {batch_size}: write 1 or more")
     made_by = model_hash(run)
     model = load(run)
     recipe = load_recipe(Path(run) / "recipe.yaml")
@@ -94,7 +96,10 @@ def search_notes(
         raise ZooError(f"{path} holds vectors of width {index.vectors.shape[1]}, {run} makes {x.shape[1]}: they belong to different runs")
     places, scores = index.search(x, k + (own is not None))
     found = zip(places[0].tolist(), scores[0].tolist(), strict=True)
-    return [{"note_id": index.ids[i], "score": score} for i, score in found if i not in (own, -1)][:k]
+    hits = [{"note_id": index.ids[i], "score": score} for i, score in found if i not in (own, -1)][:k]
+    if len(hits) < (there := min(k, len(index) - (own is not None))):
+        logger.warning("%d hits of %d: the graph of %s leads to no more; --index exact finds all", len(hits), there, index.kind)
+    return hits
 
 
 def _check_model(run: str | Path, path: Path) -> None:

@@ -124,7 +124,7 @@ def embed_shards(
         items: Which shards, as of the data set ``shards``; None: as the recipe says.
         data_root: The folder that holds the folders of data sets.
         index: A folder for the index of the shards; None: beside them.
-        workers: Processes, one thread each; 1: this one.
+        workers: Processes, one thread each; 1: this one, with the threads that it has.
         batch_size: Notes at a time.
         runner: What goes through the shards; None: processes of this machine.
 
@@ -133,11 +133,14 @@ def embed_shards(
 
     Raises:
         Failure: With every shard that could not be done, after all others were.
-        ZooError: If there is no such run, or no shards.
+        ZooError: If there is no such run, no shards, not one worker or note at a time, or vectors would lie in the place of a shard.
     """
-    name, said = _trained_on(Path(run))
-    if name != "shards" and (folder is None or items is None):
-        raise ZooError(f"{run} was trained on {name!r}, not on shards: name their folder, and --shards 'items-*.tar'")
+    for name, number in (("workers", workers), ("batch_size", batch_size)):
+        if number < 1:
+            raise ZooError(f"{name} = {number}: write 1 or more")
+    data, said = _trained_on(Path(run))
+    if data != "shards" and (folder is None or items is None):
+        raise ZooError(f"{run} was trained on {data!r}, not on shards: name their folder, and --shards 'items-*.tar'")
     root = Path(data_root) if data_root is not None else Path()
     place = (Path(folder) if folder is not None else root / said["folder"]).resolve()  # a process elsewhere may stand in another folder
     found = find_shards(place, items if items is not None else said["items"])
