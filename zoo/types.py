@@ -285,3 +285,23 @@ class PairData(Protocol):
 
     def clicks(self) -> np.ndarray:
         """(N,) float64 clicks per item in the training window, for the popularity baseline."""
+
+
+@runtime_checkable
+class LabelledData(Protocol):
+    """A data set of rows of known class. Made with ``(root,)``, the folder of data folders."""
+
+    rows: Sequence[Row]  # rows[i]["id"] == i; a modality's key holds its raw thing, and an absent modality has no key; decoded on access
+    row_ids: Sequence[Any]  # their own names, for files and reports
+    modalities: tuple[str, ...]  # the keys, in the order of tables: ("audio", "image")
+    classes: tuple[str, ...]  # names
+    labels: np.ndarray  # (N,) int64 places in ``classes``
+    broken: Sequence[Any]  # row_ids of which something could not be decoded
+    statistics: Mapping[str, Any]  # for the log and the report
+    fingerprint: str  # changes when the data does; a checkpoint is refused on other data
+
+    def split(self, name: str) -> np.ndarray:
+        """(n,) int64 rows of split ``train``, ``val``, ``test`` or a further one of this set."""
+
+    def lengths(self) -> np.ndarray:
+        """(N,) int64, what makes a row long, for length buckets."""
