@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 from torch import Tensor, nn
 
 from zoo.joints import Phase
 from zoo.registry import register
-from zoo.types import Batch
+from zoo.types import Batch, Loss
 
 
 @register("fusion", "joint", joints=("schedule",))
@@ -18,14 +18,17 @@ class Joint(nn.Module):
     multi_phase = False
     merges = False
 
+    def __init__(self, names: Sequence[str], dim: int, classes: int) -> None:
+        super().__init__()
+
     def phases(self, batch: Batch) -> Iterator[Phase]:
         """The batch as it is."""
         yield Phase("joint", batch)
 
-    def before_step(self, model: nn.Module, phase: Phase) -> None:
+    def before_step(self, model: nn.Module, phase: Phase, loss: Loss) -> None:
         """Leaves the gradients alone."""
 
-    def after_step(self, model: nn.Module, phase: Phase, previous: Mapping[str, Tensor]) -> None:
+    def after_step(self, model: nn.Module, phase: Phase, previous: Mapping[str, Tensor], loss: Loss) -> None:
         """Leaves the parameters alone."""
 
     def merge(self, gradients: Mapping[str, Mapping[str, Tensor]]) -> Mapping[str, Tensor]:

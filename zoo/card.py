@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 from huggingface_hub import EvalResult, ModelCardData
 
-from zoo.config import hints_of, part_kind, settings, split_spec
+from zoo.config import hints_of, part_kind, parts_in, settings, split_spec
 from zoo.errors import Failure, ZooError
 from zoo.registry import Entry, entry
 
@@ -144,7 +144,7 @@ def _made_of(spec: Mapping[str, Any]) -> str:
     found = {("model", model.name): model}
     for key, parameter in settings(model.maker).items():
         if (kind := part_kind(hints.get(key))) is not None:
-            found |= {(kind, part.name): part for part in _named(kind, spec.get(key, parameter.default))}
+            found |= {(kind, part.name): part for part in _named(kind, hints.get(key), spec.get(key, parameter.default))}
     lines = [
         f"- {p.kind} `{p.name}`" + "".join(f"; {says}" for says in (p.paper, p.licence and f"licence {p.licence}") if says)
         for p in found.values()
@@ -152,7 +152,6 @@ def _made_of(spec: Mapping[str, Any]) -> str:
     return "\n".join(["## Parts\n", *lines, ""])
 
 
-def _named(kind: str, value: Any) -> list[Entry]:
-    """The parts that one setting names: none, one, or a list of them."""
-    specs = value if isinstance(value, list | tuple) else [] if value is None else [value]
-    return [entry(kind, split_spec(spec)[0].partition(":")[0]) for spec in specs]
+def _named(kind: str, hint: Any, value: Any) -> list[Entry]:
+    """The parts that one setting names."""
+    return [entry(kind, split_spec(spec)[0].partition(":")[0]) for spec in parts_in(hint, value).values()]

@@ -74,6 +74,22 @@ def part_kind(hint: Any) -> str | None:
     return next((m.kind for m in getattr(hint, "__metadata__", ()) if isinstance(m, PartOf)), None)
 
 
+def maps_parts(hint: Any) -> bool:
+    """Whether a parameter of this annotation is a mapping of names to parts, ``dict[str, EncoderSpec]``."""
+    return get_origin(hint) is dict and part_kind(hint) is not None
+
+
+def parts_in(hint: Any, value: Any) -> dict[tuple[str | int, ...], Spec]:
+    """The parts that a setting of this annotation names, by the keys that lead to each inside it: none, one, a list or a mapping of them."""
+    if value is None:
+        return {}
+    if isinstance(value, list | tuple):
+        return {(i,): part for i, part in enumerate(value)}
+    if maps_parts(hint):
+        return {(key,): part for key, part in value.items()}
+    return {(): value}
+
+
 def settings(maker: Maker) -> dict[str, inspect.Parameter]:
     """The parameters of ``maker`` that a user may write: the keyword-only ones."""
     return {n: p for n, p in inspect.signature(maker).parameters.items() if p.kind is p.KEYWORD_ONLY}
@@ -106,7 +122,8 @@ def check(
         out[key], more = _check_value(hints.get(key, Any), value, lookup, (*path, key))
         faults += more
         if not more and (kind := part_kind(hints.get(key))) is not None:
-            faults += _check_parts(kind, value, lookup, (*path, key))
+            for inside, part in parts_in(hints.get(key), value).items():
+                faults += check_spec(kind, part, lookup, (*path, key, *inside), nested=True)
     missing = [k for k, p in open_.items() if p.default is p.empty and k not in given]
     faults += [Fault(path, f"{key!r} is missing") for key in missing]
     return out, faults
@@ -121,14 +138,6 @@ def check_spec(kind: str, spec: Any, lookup: Lookup, path: tuple[str | int, ...]
         return [Fault(path, str(e))]
     doubled = [Fault((*path, k), f"{k!r} is already said by the name {name!r}") for k in carried.keys() & given.keys()]
     return doubled + check(maker, {**given, **carried}, lookup, path, nested=nested)[1]
-
-
-def _check_parts(kind: str, value: Any, lookup: Lookup, path: tuple[str | int, ...]) -> list[Fault]:
-    if value is None:
-        return []
-    if isinstance(value, list):
-        return [f for i, v in enumerate(value) for f in check_spec(kind, v, lookup, (*path, i), nested=True)]
-    return check_spec(kind, value, lookup, path, nested=True)
 
 
 def _check_value(hint: Any, value: Any, lookup: Lookup, path: tuple[str | int, ...]) -> tuple[Any, list[Fault]]:

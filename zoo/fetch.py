@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from zoo.bundle import pack
-from zoo.config import hints_of, part_kind, settings, split_spec
+from zoo.config import hints_of, part_kind, parts_in, settings, split_spec
 from zoo.errors import Failure
 from zoo.recipe import Recipe, arm, dump
 from zoo.registry import entry, lookup
@@ -46,8 +46,8 @@ def remotes_in(kind: str, spec: Any) -> Iterator[Remote]:
     hints = hints_of(maker)
     for key, value in chosen.items():
         inner = part_kind(hints.get(key))
-        if inner is not None and value is not None:
-            for each in value if isinstance(value, list | tuple) else [value]:
+        if inner is not None:
+            for each in parts_in(hints.get(key), value).values():
                 yield from remotes_in(inner, each)
 
 

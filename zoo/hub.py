@@ -46,9 +46,10 @@ def save(model: Any, folder: str | Path, state: Mapping[str, Tensor] | None = No
     folder.mkdir(parents=True, exist_ok=True)
     spec = dict(model.spec)
     for key, part in model.parts().items():
-        if own := part.portable():
-            name, given = split_spec(spec.get(key, _default(model, key)))
-            spec[key] = {"name": name, **given, **own}
+        if isinstance(part, Mapping):
+            spec[key] = {own: _portable(spec[key][own], made) for own, made in part.items()}
+        elif part.portable():
+            spec[key] = _portable(spec.get(key, _default(model, key)), part)
     for left in folder.glob(f"{WEIGHTS}.*.tmp"):  # by a save that was killed
         left.unlink()
     beside = folder / f"{WEIGHTS}.{os.getpid()}.tmp"
@@ -193,6 +194,15 @@ class Hosted(ModelHubMixin, library_name=LIBRARY):
     def _is_jsonable(cls, value: Any) -> bool:
         """Never: model.json says how the model was built, and the mixin is to keep no second account in a config.json."""
         return False
+
+
+def _portable(spec: Any, part: Any) -> Any:
+    """The setting that named a part, with what rebuilds it without a network."""
+    own = part.portable()
+    if not own:
+        return spec
+    name, given = split_spec(spec)
+    return {"name": name, **given, **own}
 
 
 def _plain(model: Any) -> dict[str, Tensor]:

@@ -8,7 +8,7 @@ schedule  how one batch becomes updates
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 from zoo.config import split_spec
@@ -18,7 +18,7 @@ from zoo.registry import JOINTS, entry, make, names
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from zoo.types import Batch
+    from zoo.types import Batch, Loss
 
 
 class Words(NamedTuple):
@@ -93,7 +93,8 @@ class Phase(NamedTuple):
 
 
 class Schedule(Protocol):
-    """Joint ``schedule``: an ``nn.Module``, its state are buffers.
+    """Joint ``schedule``: an ``nn.Module``, its state are buffers. Made with ``(names, dim, classes)``: the modalities, the width of their
+    features, and how many classes there are, 0 where nothing is classified.
 
     For each phase the loop runs forward, backward, unscale, clip, `before_step`, optimizer step, `after_step`, zero_grad;
     with ``merges`` it runs forward and backward for each, then `merge`, and the rest once, under the last phase.
@@ -105,10 +106,10 @@ class Schedule(Protocol):
     def phases(self, batch: Batch) -> Iterator[Phase]:
         """The updates of one batch, in order."""
 
-    def before_step(self, model: nn.Module, phase: Phase) -> None:
-        """Called with the clipped gradients in place."""
+    def before_step(self, model: nn.Module, phase: Phase, loss: Loss) -> None:
+        """Called with the clipped gradients in place, and the loss that they are of."""
 
-    def after_step(self, model: nn.Module, phase: Phase, previous: Mapping[str, Tensor]) -> None:
+    def after_step(self, model: nn.Module, phase: Phase, previous: Mapping[str, Tensor], loss: Loss) -> None:
         """Called after the optimizer moved the parameters away from ``previous``."""
 
     def merge(self, gradients: Mapping[str, Mapping[str, Tensor]]) -> Mapping[str, Tensor]:
@@ -118,6 +119,7 @@ class Schedule(Protocol):
         """The parameters that `after_step` wants to have seen before the step, by name; {} for none."""
 
 
+_NEEDS = {"logits": "logits of each modality", "head": "one linear head that all modalities share"}
 Filling = tuple[str, dict[str, Any]]  # plug-in name, its keywords
 
 
@@ -135,7 +137,7 @@ class Composed(NamedTuple):
         return None if chosen is None else make("fusion", {"name": chosen[0], **chosen[1]}, *positional)
 
 
-def compose(fusion: Any, model: str, offers: Mapping[str, str | None]) -> Composed:
+def compose(fusion: Any, model: str, offers: Mapping[str, str | None], gives: Collection[str] = ()) -> Composed:
     """Match the plug-ins that a user named with the joints that a model has.
 
     A plug-in that fills two joints is unfolded first; a plug-in named for a joint wins over one that came along; the order
@@ -145,18 +147,21 @@ def compose(fusion: Any, model: str, offers: Mapping[str, str | None]) -> Compos
         fusion: A name, a mapping with ``name`` and keywords, or a list of them; [] or None for the model's defaults.
         model: The model's name, for the message.
         offers: The model's joints, each with its default plug-in or None.
+        gives: What else the model has, of what plug-ins may need: ``logits`` of each modality, a shared ``head``.
 
     Raises:
-        ZooError: If a plug-in fills a joint that the model does not have, or two named or two brought along fill the same.
+        ZooError: If a plug-in fills a joint or needs a thing that the model does not have, or two named or two brought along fill the same.
     """
     specs = [] if fusion is None else list(fusion) if isinstance(fusion, list | tuple) else [fusion]
     filled: dict[bool, dict[str, list[Filling]]] = {True: {}, False: {}}  # named by the user, or brought along by another
     faults = []
     for spec in specs:
         name, keywords = split_spec(spec)
+        if lacking := [thing for thing in entry("fusion", name).needs if thing not in gives]:
+            faults.append(_lacks(name, lacking, model, offers, gives))
         for joint, brings in entry("fusion", name).joints.items():
             if joint not in offers:
-                faults.append(_no_joint(name, joint, model, offers))
+                faults.append(_no_joint(name, joint, model, offers, gives))
             filling = (name, keywords) if brings is None else (brings, {})
             filled[brings is None].setdefault(joint, []).append(filling)
     named, implied = filled[True], filled[False]
@@ -170,9 +175,20 @@ def compose(fusion: Any, model: str, offers: Mapping[str, str | None]) -> Compos
     return Composed(**{joint: fillings[0] for joint, fillings in {**defaults, **implied, **named}.items()})
 
 
-def _no_joint(name: str, joint: str, model: str, offers: Mapping[str, str | None]) -> str:
-    fit = [n for n in names("fusion") if set(entry("fusion", n).joints) <= set(offers)]
+def _lacks(name: str, lacking: Sequence[str], model: str, offers: Mapping[str, str | None], gives: Collection[str]) -> str:
+    return (
+        f"fusion {name!r} needs of a model: {', '.join(_NEEDS[thing] for thing in lacking)}, which {model!r} does not have;"
+        f" fusions that fit it: {', '.join(_fit(offers, gives)) or 'none'}"
+    )
+
+
+def _fit(offers: Mapping[str, str | None], gives: Collection[str]) -> list[str]:
+    entries = [entry("fusion", name) for name in names("fusion")]
+    return [e.name for e in entries if set(e.joints) <= set(offers) and set(e.needs) <= set(gives)]
+
+
+def _no_joint(name: str, joint: str, model: str, offers: Mapping[str, str | None], gives: Collection[str]) -> str:
     return (
         f"fusion {name!r} acts at the joint {joint!r}, which model {model!r} does not have"
-        f" (it has: {', '.join(j for j in JOINTS if j in offers) or 'none'}); fusions that fit it: {', '.join(fit) or 'none'}"
+        f" (it has: {', '.join(j for j in JOINTS if j in offers) or 'none'}); fusions that fit it: {', '.join(_fit(offers, gives)) or 'none'}"
     )

@@ -43,6 +43,8 @@ class Entry:
     Attributes:
         joints: A fusion's: the joints it fills, each with the plug-in that it brings for it (None: itself). A model's: the
             joints it has, each with the plug-in that fills it by default.
+        needs: A fusion's: what a model must have besides the joints: ``logits`` of each modality, or a linear ``head`` that all share.
+        gives: A model's: what it has of these.
         paper: Where the method comes from.
         licence: Of the weights that it loads, and of code that is not the zoo's; empty where there are none.
         remote: What it reads from a hub under given settings; None if it never does.
@@ -52,6 +54,8 @@ class Entry:
     name: str
     maker: Callable[..., Any]
     joints: Mapping[str, str | None]
+    needs: tuple[str, ...] = ()
+    gives: tuple[str, ...] = ()
     paper: str = ""
     licence: str = ""
     remote: Remotes | None = None
@@ -74,6 +78,8 @@ def register(
     name: str,
     *,
     joints: tuple[str, ...] | Mapping[str, str | None] = (),
+    needs: tuple[str, ...] = (),
+    gives: tuple[str, ...] = (),
     paper: str = "",
     licence: str = "",
     remote: Remotes | None = None,
@@ -85,6 +91,8 @@ def register(
         name: The stem of the file it stands in.
         joints: A fusion's: the joints it fills, ``("combine",)``, or with a plug-in that it brings along,
             ``{"schedule": None, "combine": "uncertainty"}``. A model's: the joints it has and what fills each by default.
+        needs: A fusion's, as of `Entry`.
+        gives: A model's, as of `Entry`.
         paper: Where the method comes from: authors, year, link.
         licence: Of the weights that it loads, and of code that is not its distribution's.
         remote: All its settings, defaults included, to what it then reads from a hub. It stands beside the code that reads.
@@ -106,7 +114,7 @@ def register(
         module = known.maker.__module__ if known is not None else _files(kind).get(name, maker.__module__)
         if module != maker.__module__:
             raise ZooError(f"{kind} {name!r} is made by {module} and again by {maker.__module__}")
-        _known.entries[kind, name] = Entry(kind, name, maker, filled, paper, licence, remote)
+        _known.entries[kind, name] = Entry(kind, name, maker, filled, needs, gives, paper, licence, remote)
         return maker
 
     return mark

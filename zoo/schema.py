@@ -12,7 +12,7 @@ from typing import Annotated, Any, Union, get_args, get_origin
 from pydantic import BaseModel, ConfigDict, TypeAdapter
 from pydantic.errors import PydanticInvalidForJsonSchema
 
-from zoo.config import Maker, hints_of, part_kind, section_of, settings
+from zoo.config import Maker, hints_of, maps_parts, part_kind, section_of, settings
 from zoo.recipe import Recipe
 from zoo.registry import HOMES, entry, names
 
@@ -87,6 +87,8 @@ def _value(hint: Any, definitions: dict[str, Schema]) -> Schema:
         return {"type": "array", "items": _section(section, definitions)}
     if (kind := part_kind(hint)) is not None:
         part = {"$ref": f"#/$defs/{kind}"}
+        if maps_parts(hint):
+            return {"type": "object", "additionalProperties": part}
         branches = _branches(hint)
         also = [{"type": "array", "items": part}] if any(get_origin(b) is list for b in branches) else []
         null = [{"type": "null"}] if type(None) in branches else []

@@ -76,6 +76,7 @@ class Loss(NamedTuple):
     total: Tensor  # () float32, the one to differentiate
     parts: Mapping[str, Tensor]  # () scalars, detached, for the log
     state: Any = None  # what the objective keeps for its ``after_step``, such as keys to enqueue
+    output: ModelOutput | None = None  # of this batch, detached, for schedules that look at features or logits
 
 
 @runtime_checkable
@@ -253,7 +254,7 @@ class Model(Protocol):
         """Cosine of each of (N, dim) vectors with the one at the same place: (N,)."""
 
     def parts(self) -> Mapping[str, Any]:
-        """The settings that name encoders or backbones, and what was made for each: they are asked for `Encoder.portable`."""
+        """The settings that name encoders or backbones, and what was made for each, or {key: part} where the setting is a mapping of parts."""
 
     def checkpoint_gradients(self) -> None:
         """Compute activations again in the backward pass instead of keeping them."""

@@ -114,13 +114,13 @@ class Updater:
         norms = {"grad_norm": float(norm)} | (squared_gradients(self.step) if self.recipe.run.log_gradients else {})
         if longest := self.recipe.optimizer.max_grad_norm:
             nn.utils.clip_grads_with_norm_(self.step.parameters(), longest, norm)
-        self.schedule.before_step(model, phase)
+        self.schedule.before_step(model, phase, loss)
         if isinstance(objective, Stepping):
             objective.before_step(model)
         previous = {name: p.detach().clone() for name, p in self.schedule.watched(model).items()}
         self.optimizer.step()
         if not self.accelerator.optimizer_step_was_skipped:
-            self.schedule.after_step(model, phase, previous)
+            self.schedule.after_step(model, phase, previous, loss)
             if isinstance(objective, Stepping):
                 objective.after_step(model, loss.state)
         self.optimizer.zero_grad(set_to_none=True)

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import nn
 
 from zoo.collate import Known, PairCollate
-from zoo.config import hints_of, part_kind, settings, split_spec
+from zoo.config import hints_of, part_kind, parts_in, settings, split_spec
 from zoo.errors import Absent, ZooError
 from zoo.fetch import hub_cache, located
 from zoo.models._notes import NoteProcessor
@@ -162,8 +162,10 @@ def without_pretrained(kind: str, spec: Any, cache: Path, notes: list[str]) -> d
     out |= {"pretrained": False} if "pretrained" in takes else {}
     for key, value in chosen.items():
         inner = part_kind(hints.get(key))
-        if inner in ("encoder", "backbone") and value is not None:
-            out[key] = without_pretrained(inner, value, cache, notes)
+        if inner in ("encoder", "backbone"):
+            for inside, spec in parts_in(hints.get(key), value).items():
+                lean = without_pretrained(inner, spec, cache, notes)
+                out[key] = {**out.get(key, {}), inside[0]: lean} if inside else lean
     return out
 
 

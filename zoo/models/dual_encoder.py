@@ -93,5 +93,5 @@ def dual_encoder(
     reads, looks = make("encoder", text), make("encoder", vision)
     limits = {"title_length": title_length, "content_length": content_length, "max_topics": max_topics}
     processor = ItemProcessor(reads.processor, looks.processor, language=language, **limits)
-    combine, schedule = joints.make("combine", ["text", "image"], dim), joints.make("schedule")
+    combine, schedule = joints.make("combine", ["text", "image"], dim), joints.make("schedule", ["text", "image"], dim, 0)
     return DualEncoder(reads, looks, combine, schedule, processor, dim)

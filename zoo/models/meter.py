@@ -162,7 +162,7 @@ def meter(
         Stack(reads.dim, width, layers, heads, dim),
         Stack(looks.dim, width, layers, heads, dim),
         joints.make("combine", ["text", "image"], dim),
-        joints.make("schedule"),
+        joints.make("schedule", ["text", "image"], dim, 0),
         processor=ItemProcessor(reads.processor, looks.processor, language=language, **limits),
         dim=dim,
     )

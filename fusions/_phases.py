@@ -1,0 +1,18 @@
+"""Batches of one modality, for schedules that let modalities learn apart."""
+
+from __future__ import annotations
+
+from zoo.types import Batch, ModalityInputs
+
+
+def only(batch: Batch, name: str) -> Batch | None:
+    """The rows of a labelled batch that have the modality ``name``, with nothing else of them; None if none has it."""
+    x = batch.inputs.get(name)
+    if x is None or (x.present is not None and not bool(x.present.any())):
+        return None
+    if x.present is None:
+        return batch._replace(inputs={name: x})
+    here = x.present.nonzero()[:, 0]
+    chosen = ModalityInputs(x.values[here], None if x.mask is None else x.mask[here], None, {k: v[here] for k, v in x.extra.items()})
+    targets = None if batch.targets is None else batch.targets[here]
+    return Batch({name: chosen}, targets, None if batch.ids is None else batch.ids[here])
