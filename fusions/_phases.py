@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+
+from torch import Tensor
+
 from zoo.types import Batch, ModalityInputs
 
 
@@ -16,3 +20,12 @@ def only(batch: Batch, name: str) -> Batch | None:
     chosen = ModalityInputs(x.values[here], None if x.mask is None else x.mask[here], None, {k: v[here] for k, v in x.extra.items()})
     targets = None if batch.targets is None else batch.targets[here]
     return Batch({name: chosen}, targets, None if batch.ids is None else batch.ids[here])
+
+
+def summed(gradients: Iterable[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Gradients by parameter, added up; a parameter that one of them lacks has the others'."""
+    total: dict[str, Tensor] = {}
+    for some in gradients:
+        for name, gradient in some.items():
+            total[name] = total[name] + gradient if name in total else gradient
+    return total

@@ -4,8 +4,10 @@ Where paper and released code of MLA differ, and what stands here:
 
 - The code's gradient modification never runs (it looks for a parameter of another name), and its gain divides by a matrix where the
   paper's has a scalar. Here it is the paper's, with the scalar, without the code's rescaling of P.
-- The code tells P of the current modality before it filters that modality's own gradient. Here P knows only what came before, as in the paper.
-- The code filters the gradient; momentum and weight decay then pass by the filter. Here the update is projected after the optimizer made it.
+- The code tells P of the current modality before it filters that modality's own gradient. Here P knows only what came before, as in
+  the paper.
+- The code filters the gradient; momentum and weight decay then pass by the filter. Here the update is projected, after the optimizer
+  made it.
 - The code forwards all encoders, then steps M times. Here a phase sees one modality: the others have no gradient and do not move, and rows
   without the modality take no part.
 - The bias of the head is not protected in either; ``bias: protected`` treats it as one more feature that is always 1.
@@ -58,7 +60,6 @@ class Mla(nn.Module):
     """
 
     multi_phase = True
-    merges = False
 
     def __init__(
         self,
@@ -91,9 +92,6 @@ class Mla(nn.Module):
             if (own := only(batch, name)) is not None:
                 yield Phase(name, own, (name,))
 
-    def before_step(self, model: Any, phase: Phase, loss: Loss) -> None:
-        """Leaves the gradients alone."""
-
     def watched(self, model: Any) -> Mapping[str, Tensor]:
         """The head, where its step is to be projected."""
         return {} if self.memory is None else dict(model.head.named_parameters())
@@ -114,7 +112,3 @@ class Mla(nn.Module):
         if protects_bias:
             head.bias.copy_(previous["bias"] + step[:, -1])
         self.memory.remember(phase.name, features, phase.batch.targets)
-
-    def merge(self, gradients: Mapping[str, Mapping[str, Tensor]]) -> Mapping[str, Tensor]:
-        """Never asked for: each phase is an update of its own."""
-        raise NotImplementedError

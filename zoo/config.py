@@ -80,7 +80,7 @@ def maps_parts(hint: Any) -> bool:
 
 
 def parts_in(hint: Any, value: Any) -> dict[tuple[str | int, ...], Spec]:
-    """The parts that a setting of this annotation names, by the keys that lead to each inside it: none, one, a list or a mapping of them."""
+    """The parts that a setting of this annotation names, one, a list or a mapping of them, by the keys that lead to each inside it."""
     if value is None:
         return {}
     if isinstance(value, list | tuple):

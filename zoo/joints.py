@@ -16,7 +16,7 @@ from zoo.errors import ZooError
 from zoo.registry import JOINTS, entry, make, names
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
 
     from zoo.types import Batch, Loss
 
@@ -96,27 +96,40 @@ class Schedule(Protocol):
     """Joint ``schedule``: an ``nn.Module``, its state are buffers. Made with ``(names, dim, classes)``: the modalities, the width of their
     features, and how many classes there are, 0 where nothing is classified.
 
-    For each phase the loop runs forward, backward, unscale, clip, `before_step`, optimizer step, `after_step`, zero_grad;
-    with ``merges`` it runs forward and backward for each, then `merge`, and the rest once, under the last phase.
+    For each phase the loop runs forward, backward, unscale, clip, optimizer step, zero_grad; a schedule may be one of the three below, too.
     """
 
     multi_phase: bool  # more than one phase a batch: gradient accumulation is refused
-    merges: bool  # the phases' gradients become one update, by `merge`, instead of one update each
 
     def phases(self, batch: Batch) -> Iterator[Phase]:
         """The updates of one batch, in order."""
 
-    def before_step(self, model: nn.Module, phase: Phase, loss: Loss) -> None:
-        """Called with the clipped gradients in place, and the loss that they are of."""
 
-    def after_step(self, model: nn.Module, phase: Phase, previous: Mapping[str, Tensor], loss: Loss) -> None:
-        """Called after the optimizer moved the parameters away from ``previous``."""
+@runtime_checkable
+class Merging(Protocol):
+    """A schedule whose phases are one update: forward and backward for each, then this, and the rest once, under the last phase."""
 
     def merge(self, gradients: Mapping[str, Mapping[str, Tensor]]) -> Mapping[str, Tensor]:
-        """The gradient to step with, by parameter name, from {phase: {parameter: gradient}}. Called only with ``merges``."""
+        """The gradient to step with, by parameter name, from {phase: {parameter: gradient}}."""
 
-    def watched(self, model: nn.Module) -> Mapping[str, Tensor]:
+
+@runtime_checkable
+class Modulating(Protocol):
+    """A schedule that changes gradients."""
+
+    def before_step(self, model: Any, phase: Phase, loss: Loss) -> None:
+        """Called with the clipped gradients in place, and the loss that they are of."""
+
+
+@runtime_checkable
+class Correcting(Protocol):
+    """A schedule that changes steps."""
+
+    def watched(self, model: Any) -> Mapping[str, Tensor]:
         """The parameters that `after_step` wants to have seen before the step, by name; {} for none."""
+
+    def after_step(self, model: Any, phase: Phase, previous: Mapping[str, Tensor], loss: Loss) -> None:
+        """Called after the optimizer moved the parameters away from ``previous``, and not where fp16 scaling skipped the step."""
 
 
 _NEEDS = {"logits": "logits of each modality", "head": "one linear head that all modalities share"}
@@ -190,5 +203,6 @@ def _fit(offers: Mapping[str, str | None], gives: Collection[str]) -> list[str]:
 def _no_joint(name: str, joint: str, model: str, offers: Mapping[str, str | None], gives: Collection[str]) -> str:
     return (
         f"fusion {name!r} acts at the joint {joint!r}, which model {model!r} does not have"
-        f" (it has: {', '.join(j for j in JOINTS if j in offers) or 'none'}); fusions that fit it: {', '.join(_fit(offers, gives)) or 'none'}"
+        f" (it has: {', '.join(j for j in JOINTS if j in offers) or 'none'});"
+        f" fusions that fit it: {', '.join(_fit(offers, gives)) or 'none'}"
     )

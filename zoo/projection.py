@@ -23,7 +23,7 @@ class MeanProjection(nn.Module):
     """P = a (a I + sum h h^T)^-1 over the vectors h that it was told of, by recursive least squares.
 
     Orthogonal weight modification (Zeng et al., Continual learning of context-dependent processing in neural networks, 2019,
-    https://arxiv.org/abs/1810.01256) of one linear layer: a step of its weight is multiplied by P from the right. Then the layer's output on a
+    https://arxiv.org/abs/1810.01256) of one linear layer: a step of its weight is multiplied by P from the right. Then the output on a
     remembered h moves by at most sqrt(a) times the length of the step, for |P h|^2 <= h^T P h < a.
 
     Args:

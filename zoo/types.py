@@ -254,7 +254,7 @@ class Model(Protocol):
         """Cosine of each of (N, dim) vectors with the one at the same place: (N,)."""
 
     def parts(self) -> Mapping[str, Any]:
-        """The settings that name encoders or backbones, and what was made for each, or {key: part} where the setting is a mapping of parts."""
+        """The settings that name encoders or backbones, and what was made for each; {key: part} where the setting is a mapping of parts."""
 
     def checkpoint_gradients(self) -> None:
         """Compute activations again in the backward pass instead of keeping them."""

@@ -15,7 +15,7 @@ from zoo import gradcache
 from zoo.checkpoint import Position, checkpoints
 from zoo.distributed import mean_gradients
 from zoo.errors import Failure
-from zoo.joints import Phase, Schedule
+from zoo.joints import Correcting, Merging, Modulating, Phase, Schedule
 from zoo.recipe import Recipe
 from zoo.types import Batch, Loss, Stepping
 
@@ -79,7 +79,7 @@ class Updater:
                 prefix = f"{phase.name}/" if len(phases) > 1 else ""
                 for name, value in {"loss": loss.total.detach(), **loss.parts}.items():
                     sums[prefix + name] = sums.get(prefix + name, 0) + value / accumulate
-                if self.schedule.merges:
+                if isinstance(self.schedule, Merging):
                     gradients[phase.name] = self._take_gradients()
                     if phase is not phases[-1]:
                         continue
@@ -114,13 +114,16 @@ class Updater:
         norms = {"grad_norm": float(norm)} | (squared_gradients(self.step) if self.recipe.run.log_gradients else {})
         if longest := self.recipe.optimizer.max_grad_norm:
             nn.utils.clip_grads_with_norm_(self.step.parameters(), longest, norm)
-        self.schedule.before_step(model, phase, loss)
+        if isinstance(self.schedule, Modulating):
+            self.schedule.before_step(model, phase, loss)
         if isinstance(objective, Stepping):
             objective.before_step(model)
-        previous = {name: p.detach().clone() for name, p in self.schedule.watched(model).items()}
+        corrects = self.schedule if isinstance(self.schedule, Correcting) else None
+        previous = {name: p.detach().clone() for name, p in corrects.watched(model).items()} if corrects else {}
         self.optimizer.step()
         if not self.accelerator.optimizer_step_was_skipped:
-            self.schedule.after_step(model, phase, previous, loss)
+            if corrects:
+                corrects.after_step(model, phase, previous, loss)
             if isinstance(objective, Stepping):
                 objective.after_step(model, loss.state)
         self.optimizer.zero_grad(set_to_none=True)

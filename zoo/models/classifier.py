@@ -64,7 +64,15 @@ class Classifier(Hosted, nn.Module):
     schedule: Any
 
     def __init__(
-        self, encoders: nn.ModuleDict, widen: nn.ModuleDict, combine: nn.Module, heads: nn.ModuleDict, schedule: nn.Module, *, on_logits: bool, dim: int
+        self,
+        encoders: nn.ModuleDict,
+        widen: nn.ModuleDict,
+        combine: nn.Module,
+        heads: nn.ModuleDict,
+        schedule: nn.Module,
+        *,
+        on_logits: bool,
+        dim: int,
     ) -> None:
         super().__init__()
         self.encoders, self.widen, self.combine, self.heads, self.schedule = encoders, widen, combine, heads, schedule
@@ -80,7 +88,7 @@ class Classifier(Hosted, nn.Module):
         return cast("nn.Linear", self.heads["shared"])
 
     def forward(self, batch: Batch) -> ModelOutput:
-        """``logits`` has ``fused`` (B, K), and where logits are combined each modality's (B, K); ``embeddings`` each modality's features."""
+        """``logits`` has ``fused`` (B, K), and where logits are combined each modality's (B, K); ``embeddings``: their features."""
         rows = next(len(x.values) for x in batch.inputs.values())
         features, present = {}, {}
         for name in self.encoders:
@@ -98,7 +106,11 @@ class Classifier(Hosted, nn.Module):
         if x is None or (x.present is not None and not bool(x.present.any())):
             return weight.new_zeros(rows, self.dim), torch.zeros(rows, dtype=torch.bool, device=weight.device)
         there = x.present if x.present is not None else torch.ones(rows, dtype=torch.bool, device=weight.device)
-        given = x if bool(there.all()) else ModalityInputs(x.values[there], None if x.mask is None else x.mask[there], None, {k: v[there] for k, v in x.extra.items()})
+        given = (
+            x
+            if bool(there.all())
+            else ModalityInputs(x.values[there], None if x.mask is None else x.mask[there], None, {k: v[there] for k, v in x.extra.items()})
+        )
         encoder = self.encoders[name]
         found = checkpoint(encoder, given, use_reentrant=False) if self._recomputes else encoder(given)
         assert found.pooled is not None, "classifiers need encoders that pool"
@@ -131,8 +143,8 @@ def classifier(
 ) -> Classifier:
     """A class for each row, of any subset of its modalities.
 
-    Plug-ins that combine features (``concat``, ``sum``, ...) read them before the head; those that combine logits (``late``, ``uncertainty``,
-    ...) read what the head says of each modality.
+    Plug-ins that combine features (``concat``, ``sum``, ...) stand before the head; those that combine logits (``late``, ``uncertainty``, ...)
+    read what the head says of each modality.
 
     Args:
         encoders: {modality: its encoder}, the key of a row being the modality; two at least.

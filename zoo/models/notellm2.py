@@ -322,7 +322,16 @@ def notellm2(
         max_topics=max_topics,
         ask=ask,
     )
-    return NoteLLM2(language_model, eyes, bridge, combine, joints.make("schedule", ["text", "image"], dim, 0), arrange=arrange, processor=processor, dim=dim)
+    return NoteLLM2(
+        language_model,
+        eyes,
+        bridge,
+        combine,
+        joints.make("schedule", ["text", "image"], dim, 0),
+        arrange=arrange,
+        processor=processor,
+        dim=dim,
+    )
 
 
 def _sized(connector: Any, tokens: int | None) -> Any:

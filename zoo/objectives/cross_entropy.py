@@ -55,7 +55,9 @@ class CrossEntropy(nn.Module):
     def _modalities(self, out: ModelOutput) -> list[str]:
         names = [name for name in out.present if name in out.logits]
         if not names:
-            raise ZooError("cross_entropy.unimodal: this model combines features, and has no logits of each modality: choose a fusion of logits")
+            raise ZooError(
+                "cross_entropy.unimodal: this model combines features, and has no logits of each modality: choose a fusion of logits"
+            )
         return names
 
 

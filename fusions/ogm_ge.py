@@ -1,0 +1,71 @@
+"""OGM-GE: the modality that is ahead learns slower, by how far it is ahead."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Annotated, Any
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from zoo.joints import Phase
+from zoo.registry import register
+from zoo.types import Batch, Loss
+
+
+@register(
+    "fusion",
+    "ogm_ge",
+    joints=("schedule",),
+    needs=("logits",),
+    paper="Peng et al., Balanced multimodal learning via on-the-fly gradient modulation, 2022, https://arxiv.org/abs/2203.15332",
+)
+class OgmGe(nn.Module):
+    """Joint training; an encoder's gradient is multiplied by 1 - tanh(alpha rho) where its modality is rho > 1 times as sure of the class.
+
+    The paper has two modalities, and modulates convolutions alone. Here rho is a modality's mean probability of the right class over the
+    mean of the others', for any number of them, and all parameters of an encoder are modulated, so that transformers are too.
+
+    Args:
+        names: The modalities.
+        dim: Width of the features.
+        classes: K.
+        alpha: How hard; 0: not at all.
+        noise: Add to each modulated gradient Gaussian noise of its own standard deviation, the paper's generalisation enhancement.
+    """
+
+    multi_phase = False
+
+    def __init__(
+        self, names: Sequence[str], dim: int, classes: int, *, alpha: Annotated[float, Field(ge=0)] = 0.5, noise: bool = True
+    ) -> None:
+        super().__init__()
+        self.names, self.alpha, self.noise = tuple(names), alpha, noise
+
+    def phases(self, batch: Batch) -> Iterator[Phase]:
+        """The batch as it is."""
+        yield Phase("joint", batch)
+
+    def coefficients(self, loss: Loss, targets: Tensor) -> dict[str, float]:
+        """{modality: 0..1} for every modality that any row of the batch has."""
+        out = loss.output
+        assert out is not None, "the objective hands over the model's output"
+        sure = {
+            name: float(out.logits[name][there].softmax(-1).gather(1, targets[there, None]).mean())
+            for name in self.names
+            if bool((there := out.present[name]).any())
+        }
+        others = {name: sum(s for other, s in sure.items() if other != name) / max(len(sure) - 1, 1) for name in sure}
+        ratio = {name: s / max(others[name], 1e-8) if len(sure) > 1 else 1.0 for name, s in sure.items()}
+        return {name: 1 - float(torch.tensor(self.alpha * rho).tanh()) if rho > 1 else 1.0 for name, rho in ratio.items()}
+
+    @torch.no_grad()
+    def before_step(self, model: Any, phase: Phase, loss: Loss) -> None:
+        """Scale the encoders' gradients."""
+        for name, k in self.coefficients(loss, phase.batch.targets).items():
+            for parameter in model.encoders[name].parameters():
+                if parameter.grad is not None and k < 1:
+                    parameter.grad *= k
+                    if self.noise and parameter.grad.numel() > 1:
+                        parameter.grad += torch.randn_like(parameter.grad) * parameter.grad.std()

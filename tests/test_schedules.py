@@ -1,0 +1,229 @@
+"""Schedules of classification: who moves in which phase, what the head keeps, how gradients become one."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from zoo.errors import ZooError
+from zoo.fusions._phases import only
+from zoo.fusions.mmpareto import pareto
+from zoo.joints import Correcting, Merging, Modulating
+from zoo.registry import build, make
+from zoo.types import Batch, Loss, ModalityInputs, ModelOutput
+
+B, D, K = 6, 8, 3
+NAMES = ["audio", "image"]
+SOME = torch.tensor([True, False, True, True, False, True])
+
+
+def model(fusion, **settings):
+    torch.manual_seed(0)
+    encoders = {name: {"name": "tiny_image", "dim": D, "layers": 1, "heads": 2, "image_size": 8} for name in NAMES}
+    return build("classifier", encoders=encoders, classes=K, fusion=fusion, **settings).train()
+
+
+def batch(present=None, rows=B):
+    torch.manual_seed(1)
+    inputs = {name: ModalityInputs(torch.randn(rows, 3, 8, 8), None, (present or {}).get(name)) for name in NAMES}
+    return Batch(inputs, targets=torch.arange(rows) % K, ids=torch.arange(rows))
+
+
+def update(net, optimizer, whole):
+    """What the training loop does with one batch; the names of the phases, and what moved in each."""
+    objective, moved, gradients = make("objective", "cross_entropy"), {}, {}
+    phases = list(net.schedule.phases(whole))
+    for phase in phases:
+        loss = objective(net, phase.batch)
+        loss.total.backward()
+        if isinstance(net.schedule, Merging):
+            gradients[phase.name] = {name: p.grad for name, p in net.named_parameters() if p.grad is not None}
+            optimizer.zero_grad()
+            if phase is not phases[-1]:
+                continue
+            merged = net.schedule.merge(gradients)
+            for name, p in net.named_parameters():
+                p.grad = merged.get(name)
+        if isinstance(net.schedule, Modulating):
+            net.schedule.before_step(net, phase, loss)
+        before = {name: p.detach().clone() for name, p in net.named_parameters()}
+        previous = {n: p.detach().clone() for n, p in net.schedule.watched(net).items()} if isinstance(net.schedule, Correcting) else {}
+        optimizer.step()
+        if isinstance(net.schedule, Correcting):
+            net.schedule.after_step(net, phase, previous, loss)
+        optimizer.zero_grad()
+        moved[phase.name] = {name for name, p in net.named_parameters() if not torch.equal(p, before[name])}
+    return moved
+
+
+def heavy(net, lr=0.1):
+    """Momentum and weight decay, which pass by a filter of gradients."""
+    return torch.optim.SGD(net.parameters(), lr=lr, momentum=0.9, weight_decay=1e-2)
+
+
+class TestMla:
+    def test_one_modality_moves_at_a_time(self):
+        net = model("mla")
+        optimizer = heavy(net)
+        for _ in range(3):
+            moved = update(net, optimizer, batch())
+            assert list(moved) == NAMES
+            for name in NAMES:
+                assert {n.split(".")[1] for n in moved[name] if n.startswith("encoders")} == {name}
+                assert "heads.shared.weight" in moved[name]
+
+    @pytest.mark.parametrize("remember", ["previous", "others", "classes"])
+    @pytest.mark.parametrize("bias", ["free", "protected"])
+    def test_the_head_says_of_what_it_remembers_what_it_said(self, remember, bias):
+        """Under momentum and decay: it is the step that is projected. The bias is another matter, unless it is protected too."""
+        net = model({"name": "mla", "remember": remember, "bias": bias, **({"decay": 0.0} if remember == "classes" else {"alpha": 1e-8})})
+        optimizer, whole = heavy(net), batch()
+        update(net, optimizer, whole)
+        own = only(whole, "audio")
+        with torch.no_grad():
+            features = net(own).embeddings["audio"]
+        kept = (
+            features.mean(0, keepdim=True) if remember != "classes" else torch.stack([features[own.targets == k].mean(0) for k in range(K)])
+        )
+        net.schedule.memory.remember("audio", F.pad(features, (0, 1), value=1.0) if bias == "protected" else features, own.targets)
+        before = net.head(kept).detach()
+        phases = [p for p in net.schedule.phases(whole) if p.name == "image"]
+        net.schedule.phases = lambda _: iter(phases)
+        update(net, optimizer, whole)
+        after = net.head(kept).detach()
+        moved = (after - before).abs().max()
+        if bias == "protected":
+            assert moved < 2e-5
+        else:
+            assert moved > 1e-4  # what the bias moved
+            torch.testing.assert_close(
+                after - before, (after - before)[:1].expand_as(after), rtol=0, atol=2e-5
+            )  # is the same wherever it is asked
+
+    def test_without_a_memory_the_head_is_free(self):
+        nets = [model({"name": "mla", "remember": remember}) for remember in (None, "previous")]
+        for net in nets:
+            optimizer = heavy(net)
+            update(net, optimizer, batch())
+        assert nets[0].schedule.memory is None
+        assert not torch.equal(nets[0].head.weight, nets[1].head.weight)
+
+    def test_the_first_step_is_free(self):
+        nets = [model({"name": "mla", "remember": remember}) for remember in (None, "previous")]
+        for net in nets:
+            net.schedule.order = ("audio",)
+            update(net, heavy(net), batch())
+        torch.testing.assert_close(nets[0].head.weight, nets[1].head.weight, rtol=0, atol=1e-7)
+
+    def test_absent_rows_and_absent_modalities(self):
+        net, whole = model("mla"), batch({"image": SOME})
+        assert [len(p.batch.targets) for p in net.schedule.phases(whole)] == [B, int(SOME.sum())]
+        nobody = batch({"image": torch.zeros(B, dtype=torch.bool)})
+        before = {n: p.detach().clone() for n, p in net.named_parameters()}
+        moved = update(net, heavy(net), nobody)
+        assert list(moved) == ["audio"]
+        assert all(torch.equal(p, before[n]) for n, p in net.named_parameters() if n.startswith("encoders.image"))
+
+    def test_separate_heads_are_independent_trainings(self):
+        """With a head for each modality nothing couples them: alternating is the ensemble."""
+        alone = model("ume", shared_head=False)
+        optimizer = heavy(alone)
+        update(alone, optimizer, batch())
+        for name in NAMES:
+            other = model("ume", shared_head=False)
+            other.schedule.names = (name,)
+            update(other, heavy(other), batch())
+            for (n, p), q in zip(alone.named_parameters(), other.parameters(), strict=True):
+                if name in n.split("."):
+                    torch.testing.assert_close(p, q, rtol=0, atol=1e-6)
+
+    def test_order(self):
+        net = model({"name": "mla", "order": ["image", "audio"]})
+        assert [p.name for p in net.schedule.phases(batch())] == ["image", "audio"]
+        with pytest.raises(ZooError, match=r"order \['image'\] must name each modality once: audio, image"):
+            model({"name": "mla", "order": ["image"]})
+
+    def test_the_memory_goes_into_checkpoints(self):
+        net = model("mla")
+        update(net, heavy(net), batch())
+        again = model("mla")
+        again.load_state_dict(net.state_dict())
+        assert torch.equal(again.schedule.memory.projection.matrix, net.schedule.memory.projection.matrix)
+        assert not torch.equal(again.schedule.memory.projection.matrix, torch.eye(D))
+
+
+class TestPareto:
+    def test_by_hand(self):
+        """g1 = (1, 0), g2 = (-0.5, 1): 0.5385 of g1 gives (0.3077, 0.4615), as good for both."""
+        joint, own = torch.tensor([1.0, 0.0]), torch.tensor([-0.5, 1.0])
+        found = pareto(joint, own, 1.5)
+        direction = torch.tensor([0.3077, 0.4615])
+        torch.testing.assert_close(found / found.norm(), direction / direction.norm(), rtol=1e-3, atol=0)
+        torch.testing.assert_close(found @ joint, found @ own)
+        torch.testing.assert_close(found.norm(), 1.5 * (joint + own).norm())
+
+    def test_agreement_is_the_sum(self):
+        joint, own = torch.tensor([1.0, 0.0]), torch.tensor([0.5, 1.0])
+        assert torch.equal(pareto(joint, own, 1.5), joint + own)
+
+    def test_opposites_are_finite(self):
+        assert torch.equal(pareto(torch.tensor([1.0, 0.0]), torch.tensor([-1.0, 0.0]), 1.5), torch.zeros(2))
+
+    def test_each_gradient_is_its_own(self):
+        """Joint and own gradients come from passes of their own: they are not all the same sum."""
+        net, whole = model(["late", "mmpareto"]), batch()
+        seen = {}
+        merge = net.schedule.merge
+        net.schedule.merge = lambda gradients: seen.update(gradients) or merge(gradients)
+        update(net, heavy(net), whole)
+        assert list(seen) == ["joint", *NAMES]
+        for phase in ("joint", *NAMES):
+            net = model(["late", "mmpareto"])
+            make("objective", "cross_entropy")(net, whole if phase == "joint" else only(whole, phase)).total.backward()
+            for name, p in net.named_parameters():
+                if p.grad is not None:
+                    torch.testing.assert_close(seen[phase][name], p.grad, rtol=1e-5, atol=1e-7)
+        name = "encoders.audio.stem.0.weight"
+        assert F.cosine_similarity(seen["joint"][name].flatten(), seen["audio"][name].flatten(), dim=0) < 0.999
+
+
+class TestOgmGe:
+    def loss(self, audio, image):
+        """Both modalities give the right class these probabilities."""
+        targets = torch.zeros(B, dtype=torch.long)
+        logits = {n: torch.log(torch.tensor([p, (1 - p) / 2, (1 - p) / 2])).expand(B, K) for n, p in (("audio", audio), ("image", image))}
+        present = {name: torch.ones(B, dtype=torch.bool) for name in NAMES}
+        return Loss(torch.zeros(()), {}, output=ModelOutput({}, present=present, logits=logits)), targets
+
+    @pytest.mark.parametrize("alpha, wanted", [(0.8, 0.1663), (0.1, 0.8511)])
+    def test_by_hand(self, alpha, wanted):
+        """rho = 0.6 / 0.4 = 1.5."""
+        schedule = make("fusion", {"name": "ogm_ge", "alpha": alpha}, NAMES, D, K)
+        found = schedule.coefficients(*self.loss(0.6, 0.4))
+        assert found == {"audio": pytest.approx(wanted, abs=1e-4), "image": 1.0}
+
+    def test_balance_leaves_all_alone(self):
+        assert make("fusion", "ogm_ge", NAMES, D, K).coefficients(*self.loss(0.5, 0.5)) == {"audio": 1.0, "image": 1.0}
+
+    def test_only_the_leaders_encoder_is_slowed(self):
+        torch.manual_seed(0)
+        net, (loss, targets) = model(["late", {"name": "ogm_ge", "alpha": 0.8, "noise": False}]), self.loss(0.6, 0.4)
+        for p in net.parameters():
+            p.grad = torch.ones_like(p)
+        phase = next(net.schedule.phases(batch()._replace(targets=targets)))
+        net.schedule.before_step(net, phase, loss)
+        for name, p in net.named_parameters():
+            assert torch.allclose(p.grad, torch.full_like(p, 0.1663 if "encoders.audio." in name else 1.0), atol=1e-4)
+
+
+def test_aux_adds_each_modalitys_own_gradient():
+    net, whole = model(["late", {"name": "joint_aux", "weight": 2.0}]), batch()
+    seen = {}
+    merge = net.schedule.merge
+    net.schedule.merge = lambda gradients: seen.setdefault("merged", merge(gradients)) and seen["merged"]
+    update(net, heavy(net), whole)
+    net = model(["late", "joint_aux"])
+    objective = make("objective", "cross_entropy")
+    (objective(net, whole).total + 2 * sum(objective(net, only(whole, name)).total for name in NAMES)).backward()
+    for name, p in net.named_parameters():
+        if p.grad is not None:
+            torch.testing.assert_close(seen["merged"][name], p.grad, rtol=1e-4, atol=1e-6)
