@@ -3,6 +3,8 @@
 import errno
 import json
 import logging
+import os
+import signal
 import threading
 
 import numpy as np
@@ -14,7 +16,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from zoo import columns, feature_cache
-from zoo.errors import Failure, ZooError
+from zoo.errors import Failure, Terminated, ZooError
 from zoo.hub import load
 from zoo.models._notes import NoteProcessor
 from zoo.models._notes import images as images_of
@@ -316,6 +318,32 @@ def test_damage_in_the_middle_is_found_when_it_is_read(recipe, data):
     features(torch.tensor([19, 21]))
     with pytest.raises(Failure, match=r"is damaged: it is not what was written; remove this folder, and run the same command again"):
         features(torch.tensor([19, 20]))
+
+
+@pytest.mark.parametrize("number, raised", [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, Terminated)])
+def test_a_build_that_is_asked_to_stop_keeps_all_it_has(recipe, data, monkeypatch, caplog, number, raised):
+    caplog.set_level(logging.INFO, "zoo.feature_cache")
+    append, counts = columns.Writer.append, []
+
+    def asked(self, name, rows):
+        append(self, name, rows)
+        if name == "tokens":  # the batch is not whole yet
+            counts.append(rows)
+        if len(counts) == 2:
+            counts.append(rows)
+            signal.raise_signal(number)
+
+    monkeypatch.setattr(columns.Writer, "append", asked)
+    with pytest.raises(
+        raised, match=r"^stopped with 32 of 100 items in the feature cache; run the same command again to go on from there$"
+    ):
+        opened(recipe(), data)
+    opened(recipe(), data)
+    assert "of which 32 are there" in caplog.text
+    whole = recipe(run__feature_cache=str(recipe().out / "whole"), cached=False)
+    opened(whole, data)
+    for one, other in zip(sorted(entries(recipe())[0].iterdir()), sorted(entries(whole)[0].iterdir()), strict=True):
+        assert one.read_bytes() == other.read_bytes()
 
 
 class Killed(Exception):
