@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 FLOORS = (  # from the ground up; a module that no floor names fails
     ("errors", "types", "kernels.*", "recipes"),
-    ("bundle", "config", "distributed", "files", "freeze", "interrupt", "measure", "pictures"),
+    ("bundle", "config", "distributed", "files", "freeze", "interrupt", "loading", "measure", "pictures"),
     ("columns", "source", "registry", "checkpoint", "adapters", "sections", "stages", "vectors"),
     ("splice", "trunk", "joints", "collate", "gradcache", "lora", "card"),
     ("hub", "encoders.*", "backbones.*", "connectors.*", "fusions.*", "objectives.*", "data.*"),

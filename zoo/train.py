@@ -21,13 +21,14 @@ from zoo.checkpoint import Position, check_same_run, checkpoints, load_checkpoin
 from zoo.collate import Known, PairCollate, Sample
 from zoo.config import split_spec
 from zoo.distributed import blocks_of, shard, whole
-from zoo.errors import Failure, ZooError
+from zoo.errors import ZooError
 from zoo.feature_cache import feature_cache
 from zoo.files import write_text
 from zoo.gradcache import check_rows_stay_apart
 from zoo.hub import save
 from zoo.init_from import prepare, take_parts
 from zoo.interrupt import AGAIN, Interruption, in_worker, stop
+from zoo.loading import loaded
 from zoo.log import Log
 from zoo.optimizer import freeze_all, learning_rate, make_optimizer
 from zoo.recipe import Recipe, dump, load_recipe, values
@@ -287,32 +288,10 @@ def stream(recipe: Recipe, data: PairData, step: Step, order: BatchOrder, positi
             worker_init_fn=in_worker,
             generator=torch.Generator(),  # else every start of a loader draws from the numbers that dropout uses, and a resumed run differs
         )
-        for batch in _loaded(loader):
+        for batch in loaded(loader):
             position.batch += 1
             yield send_to_device(batch, accelerator.device)
         position.epoch, position.batch = position.epoch + 1, 0
-
-
-def _loaded(loader: DataLoader[Batch]) -> Iterator[Batch]:
-    """The batches of a loader; what goes wrong in one of its workers is told as if there were none.
-
-    Raises:
-        Failure: If a worker was killed.
-        ZooError: What the worker's own row raised.
-    """
-    try:
-        yield from loader
-    except ZooError as e:
-        if not str(e).startswith("Caught "):
-            raise
-        raise type(e)(str(e).rpartition(f"{type(e).__name__}: ")[2].strip()) from e  # torch puts the worker's traceback before it
-    except RuntimeError as e:
-        if "DataLoader worker" not in str(e):
-            raise
-        raise Failure(
-            f"a process that loads data ended by itself ({e}): most often the machine has run out of memory; lower run.workers or "
-            "run.batch_size, and run the same command again to go on from the last checkpoint"
-        ) from e
 
 
 def _check_seen(step: Step, data: PairData) -> None:
