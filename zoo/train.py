@@ -21,7 +21,7 @@ from zoo.checkpoint import Position, check_same_run, checkpoints, load_checkpoin
 from zoo.collate import Known, PairCollate, Sample
 from zoo.config import split_spec
 from zoo.distributed import blocks_of, shard, whole
-from zoo.errors import ZooError
+from zoo.errors import Diverged, ZooError
 from zoo.feature_cache import feature_cache
 from zoo.files import write_text
 from zoo.gradcache import check_rows_stay_apart
@@ -148,7 +148,11 @@ def train(
             rate = learning_rate(recipe.optimizer, position.step, steps)
             for group in optimizer.param_groups:
                 group["lr"] = group["peak"] * rate
-            logged = update(batches, position)
+            before = save_state.moment(position)
+            try:
+                logged = update(batches, position)
+            except Diverged as e:
+                raise Diverged(f"{e}; {save_state.save_before(before)}") from e
             position.step += 1
             log.write(position, {"lr": recipe.optimizer.lr * rate, **logged})
             asked = save_state(position, interruption, last=position.step == steps)
