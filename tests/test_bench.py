@@ -172,15 +172,29 @@ class TestContenders:
         assert own.refusal(SMALL) == f"not in torch {torch.__version__}: needs 2.13"
 
     def test_a_rival_that_breaks_is_listed_and_the_others_are_measured(self, tiny):
+        class Uncompiled(pytest.importorskip("triton.errors").TritonError):
+            pass
+
+        def broken(case):
+            raise Uncompiled("no kernel\nfor this")
+
+        records = run_case(SMALL, [contender("broken", broken), contender("whole")], rounds=2, extras=False)
+        assert records[0].missing == "Uncompiled: no kernel for this"
+        assert records[1].timing.rounds == 2
+
+    def test_what_no_loss_should_raise_is_raised(self):
         class Unheard(Exception):
             pass
 
         def broken(case):
-            raise Unheard("no kernel\nfor this")
+            raise Unheard
 
-        records = run_case(SMALL, [contender("broken", broken), contender("whole")], rounds=2, extras=False)
-        assert records[0].missing == "Unheard: no kernel for this"
-        assert records[1].timing.rounds == 2
+        with pytest.raises(Unheard):
+            prepare(SMALL, contender("broken", broken))
+
+    def test_without_triton(self, monkeypatch):
+        monkeypatch.setattr("zoo.contenders.find_spec", lambda name: None)
+        assert {e.__module__ for e in contenders.breakages()} == {"builtins"}
 
     def test_ours_may_not_break_but_may_not_fit(self):
         def raises(error):

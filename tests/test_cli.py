@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ import yaml
 
 from zoo import cli
 from zoo.data.planted_notes import plant
+from zoo.log import Log
 
 ROOT = Path(__file__).parents[1]
 COMMANDS = (
@@ -446,7 +448,7 @@ class TestBadInput:
         code, out, err = zoo("run", recipe())
         assert (code, out) == (1, "")
         assert err.startswith("zoo: the loss is nan in step 1 (epoch 0, batch 0;")
-        assert "no checkpoint was written yet" in err
+        assert "no step before it, so nothing is saved" in err
         assert not Path("runs/tiny/model.json").exists()
         assert not Path("runs/tiny/metrics.json").exists()
 
@@ -479,18 +481,43 @@ def edit(path, change):
 
 
 @pytest.mark.parametrize(
-    "command, says",
-    [
-        ("train", "zoo: interrupted; run the same command again to go on from the last checkpoint\n"),
-        ("eval", "zoo: interrupted\n"),
-    ],
+    "command, advice",
+    [("train", "; run the same command again to go on from the last checkpoint"), ("eval", "")],
 )
-def test_only_what_trains_can_be_gone_on_with(zoo, monkeypatch, command, says):
-    def interrupted(prog_name):
-        raise SystemExit(cli.INTERRUPTED)
+@pytest.mark.parametrize("number, code, word", [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 75, "terminated")])
+def test_a_signal_outside_of_training_ends_any_command_with_its_code(zoo, monkeypatch, command, advice, number, code, word):
+    def signalled(prog_name):
+        try:
+            signal.raise_signal(number)
+        except KeyboardInterrupt:  # what typer makes of it
+            raise SystemExit(130) from None
 
-    monkeypatch.setattr(cli, "app", interrupted)
-    assert zoo(command) == (130, "", says)
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(cli, "app", signalled)
+    assert zoo(command) == (code, "", f"zoo: {word}{advice}\n")
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_a_signal_during_an_evaluation(zoo, monkeypatch):
+    monkeypatch.setattr(import_module("zoo.run"), "measure_model", lambda *_: signal.raise_signal(signal.SIGTERM))
+    code, _, err = zoo("run", recipe())
+    assert code == 75
+    assert err.endswith("zoo: terminated; run the same command again to go on from the last checkpoint\n")
+
+
+def test_a_signal_in_the_last_step_ends_the_run(zoo, monkeypatch):
+    write = Log.write
+
+    def last(self, position, values):
+        write(self, position, values)
+        if position.step == self.steps:
+            signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(Log, "write", last)
+    monkeypatch.setattr(import_module("zoo.run"), "measure_model", lambda *_: pytest.fail("it went on"))
+    code, _, err = zoo("run", recipe())
+    assert code == 75
+    assert err.endswith("zoo: stopped after the last step, with the model in runs/tiny; run the same command again to go on from there\n")
 
 
 @pytest.mark.slow

@@ -225,6 +225,21 @@ class TestResults:
         assert "over the budget of 0 s" in over.table
         assert "over the budget" not in compare([TINY], seeds=2, out=copy, budget_seconds=1e6).table
 
+    def test_cells_of_different_software_are_marked(self, copy, no_training):
+        def written_by(commit, folder):
+            path = copy / folder / "result.json"
+            there = json.loads(path.read_text())
+            path.write_text(json.dumps(there | {"machine": there["machine"] | {"commit": commit}}))
+
+        for folder in ("tiny/seed_0", "tiny/seed_1", "tiny, base/seed_0", "tiny, base/seed_1"):
+            written_by("1" * 40, folder)
+        same = compare([TINY], seeds=2, arms=["base"], out=copy)
+        assert "commit" not in same.table
+        written_by("2" * 40 + "-dirty", "tiny, base/seed_1")
+        rows = [line for line in compare([TINY], seeds=2, arms=["base"], out=copy).table.splitlines() if line.startswith("| tiny")]
+        remarks = [row.split("|")[-2].strip() for row in rows[:2]]
+        assert remarks == ["of commit 1111111", "of commits 1111111, 2222222-dirty"]
+
 
 class TestGoingOn:
     def test_a_finished_study_is_only_read(self, finished, copy, no_training):
@@ -265,6 +280,17 @@ class TestGoingOn:
         assert plan([TINY], *other, seeds=1, out=copy).startswith("begun  tiny, seed 0\n")
         study = compare([TINY], *other, seeds=1, out=copy)
         assert found_in(of(study, "tiny"), ("multi", "all", "both", 4))["n"] == 1
+        assert (copy / "tiny/seed_0/model.safetensors").read_bytes() == weights
+
+    @pytest.mark.parametrize("damage", [Path.unlink, lambda path: path.write_bytes(path.read_bytes()[:-9])], ids=["missing", "cut"])
+    def test_hits_that_cannot_be_read_are_measured_again(self, finished, copy, caplog, damage):
+        weights = (copy / "tiny/seed_0/model.safetensors").read_bytes()
+        damage(copy / "tiny/seed_0/hits.safetensors")
+        assert plan([TINY], seeds=2, out=copy).startswith("begun  tiny, seed 0\ndone   tiny, seed 1\n")
+        says = [m for m in caplog.messages if m.startswith("tiny, seed 0 is measured again: its hits.safetensors is missing or damaged (")]
+        assert len(says) == 1
+        again = compare([TINY], seeds=2, out=copy)
+        assert of(again, "tiny")["metrics"] == of(finished, "tiny")["metrics"]
         assert (copy / "tiny/seed_0/model.safetensors").read_bytes() == weights
 
     def test_folders_of_another_study_are_refused_all_at_once(self, copy, no_training):

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from zoo import make, names, registry
 from zoo.fusions.joint import Joint
-from zoo.joints import Parts, Phase, Segment, Words
+from zoo.joints import Merging, Parts, Phase, Segment, Words
 from zoo.registry import entry, register
 from zoo.types import Batch, ModalityInputs
 
@@ -256,26 +256,29 @@ schedules = pytest.mark.parametrize("name", SCHEDULE)
 class TestSchedule:
     @schedules
     def test_phases_and_hooks(self, name):
-        schedule, model = make("fusion", name), nn.Linear(3, 2)
-        batch = Batch({"text": ModalityInputs(torch.zeros(4, 3))})
+        schedule, model = make("fusion", name, NAMES, DIM, 2), nn.Linear(3, 2)
+        batch = Batch({name: ModalityInputs(torch.zeros(4, 3)) for name in NAMES}, targets=torch.zeros(4, dtype=torch.long))
         phases = list(schedule.phases(batch))
         assert isinstance(schedule, nn.Module)
         assert phases
         assert all(isinstance(phase, Phase) for phase in phases)
         assert schedule.multi_phase or len(phases) == 1
-        assert set(schedule.watched(model)) <= set(dict(model.named_parameters()))
+        gradients = {}
         for phase in phases:
-            model(phase.batch.inputs["text"].values).sum().backward()
-            schedule.before_step(model, phase)
-            schedule.after_step(model, phase, {k: v.detach().clone() for k, v in model.named_parameters()})
-            assert all(p.grad.isfinite().all() for p in model.parameters())
+            assert phase.batch.inputs.keys() <= set(NAMES)
+            assert phase.modalities is None or set(phase.batch.inputs) == set(phase.modalities)
+            model(next(iter(phase.batch.inputs.values())).values).sum().backward()
+            gradients[phase.name] = {k: p.grad for k, p in model.named_parameters()}
+            model.zero_grad()
+        if isinstance(schedule, Merging):
+            assert all(g.isfinite().all() for g in schedule.merge(gradients).values())
 
     @schedules
     def test_state_round_trip(self, name):
-        schedule = make("fusion", name)
-        make("fusion", name).load_state_dict(schedule.state_dict())
+        schedule = make("fusion", name, NAMES, DIM, 2)
+        make("fusion", name, NAMES, DIM, 2).load_state_dict(schedule.state_dict())
 
     def test_joint_is_one_update_with_everything(self):
         batch = Batch({"text": ModalityInputs(torch.zeros(4, 3))})
         assert not Joint.multi_phase
-        assert list(Joint().phases(batch)) == [Phase("joint", batch)]
+        assert list(Joint(["text"], 3, 0).phases(batch)) == [Phase("joint", batch)]

@@ -3,6 +3,8 @@
 import errno
 import json
 import logging
+import os
+import signal
 import threading
 
 import numpy as np
@@ -14,7 +16,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from zoo import columns, feature_cache
-from zoo.errors import Failure, ZooError
+from zoo.errors import Failure, Terminated, ZooError
 from zoo.hub import load
 from zoo.models._notes import NoteProcessor
 from zoo.models._notes import images as images_of
@@ -318,6 +320,32 @@ def test_damage_in_the_middle_is_found_when_it_is_read(recipe, data):
         features(torch.tensor([19, 20]))
 
 
+@pytest.mark.parametrize("number, raised", [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, Terminated)])
+def test_a_build_that_is_asked_to_stop_keeps_all_it_has(recipe, data, monkeypatch, caplog, number, raised):
+    caplog.set_level(logging.INFO, "zoo.feature_cache")
+    append, counts = columns.Writer.append, []
+
+    def asked(self, name, rows):
+        append(self, name, rows)
+        if name == "tokens":  # the batch is not whole yet
+            counts.append(rows)
+        if len(counts) == 2:
+            counts.append(rows)
+            signal.raise_signal(number)
+
+    monkeypatch.setattr(columns.Writer, "append", asked)
+    with pytest.raises(
+        raised, match=r"^stopped with 32 of 100 items in the feature cache; run the same command again to go on from there$"
+    ):
+        opened(recipe(), data)
+    opened(recipe(), data)
+    assert "of which 32 are there" in caplog.text
+    whole = recipe(run__feature_cache=str(recipe().out / "whole"), cached=False)
+    opened(whole, data)
+    for one, other in zip(sorted(entries(recipe())[0].iterdir()), sorted(entries(whole)[0].iterdir()), strict=True):
+        assert one.read_bytes() == other.read_bytes()
+
+
 class Killed(Exception):
     pass
 
@@ -400,17 +428,46 @@ def test_a_full_disk(recipe, data, monkeypatch):
     settings = recipe()
     append = columns.Writer.append
 
-    def full(self, name, rows):
-        append(self, name, rows)
-        if name == "sum" and self.rows("sum") > 20:
+    class Full:
+        def write(self, content):
             raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(columns.Writer, "append", full)
-    with pytest.raises(
-        Failure, match=r"cannot be written \(.*No space left on device\), and nothing of it was kept: make room, or write another"
-    ):
+        close = flush = lambda self: self.write(b"")  # what it holds back is tried again
+
+    def filling(self, name, rows):
+        if name == "sum" and self.rows("sum") > 20:
+            self._files["sum"] = Full()
+            self._held.callback(self._files["sum"].close)
+        append(self, name, rows)
+
+    monkeypatch.setattr(columns.Writer, "append", filling)
+    with pytest.raises(Failure, match=r"cannot be written \(.*No space left on device\), none of it is kept: make room, or name another"):
         opened(settings, data)
     assert [p for p in settings.run.feature_cache.iterdir() if p.suffix != ".lock"] == []
+
+
+def test_a_folder_that_cannot_be_made(recipe, data, tmp_path):
+    (tmp_path / "cache").write_text("no folder")
+    with pytest.raises(Failure, match=r"cannot be written .*name another folder"):
+        opened(recipe(), data)
+
+
+def test_what_cannot_be_read_is_no_full_disk_and_keeps_what_is_there(recipe, data, monkeypatch):
+    encode, calls = feature_cache._Source.encode, []
+
+    def failing(self, pixels):
+        calls.append(pixels)
+        if len(calls) == 5:  # two calls look whether it repeats itself
+            raise ConnectionResetError("the encoder is on another machine")
+        return encode(self, pixels)
+
+    monkeypatch.setattr(feature_cache._Source, "encode", failing)
+    monkeypatch.setattr(feature_cache, "FLUSH_SECONDS", 0)
+    with pytest.raises(ConnectionResetError):
+        opened(recipe(), data)
+    (part,) = recipe().run.feature_cache.glob(".*.part")
+    with columns.Writer(part) as writer:
+        assert writer.rows("count") == 32
 
 
 # What cannot be kept
@@ -467,16 +524,29 @@ def test_another_kind_of_model_is_refused(recipe, data):
         pass
 
 
-def test_an_image_that_cannot_be_read_names_its_item(recipe, data):
-    notes = data.notes
-    notes.notes = [dict(notes.notes[i]) for i in range(100)]
-    processed = notes.notes[7]
-    data.notes = type(
-        "Broken", (), {"__len__": lambda s: 100, "__getitem__": lambda s, i: {**notes[i], "image": b"x"} if i == 7 else notes[i]}
-    )()
-    assert processed["id"] == 7
-    with pytest.raises(ZooError, match=r"item 7: 1 bytes that start with b'x': no image"):
-        opened(recipe(), data)
+class Spoilt(Several):
+    """Rows in one of which something happens."""
+
+    def __init__(self, notes, at, happens):
+        super().__init__(notes)
+        self.at, self.happens = at, happens
+
+    def __getitem__(self, i):
+        return self.happens(super().__getitem__(i)) if i == self.at else super().__getitem__(i)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("at", [7, 70])
+def test_an_image_that_cannot_be_read_names_its_item(recipe, plain, data, at, workers):
+    data.notes = Spoilt(plain.notes, at, lambda row: {**row, "image": b"x"})
+    with pytest.raises(ZooError, match=rf"^item {at}: 1 bytes that start with b'x': no image that can be decoded \(.*\)$"):
+        opened(recipe(run__workers=workers), data)
+
+
+def test_a_worker_that_is_killed(recipe, plain, data):
+    data.notes = Spoilt(plain.notes, 70, lambda row: os.kill(os.getpid(), signal.SIGKILL))
+    with pytest.raises(Failure, match=r"a process that loads data ended by itself \(.*\): most often the machine has run out of memory"):
+        opened(recipe(run__workers=1), data)
 
 
 def test_prepared_images_pass_the_processor(recipe):

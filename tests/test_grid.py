@@ -78,9 +78,7 @@ def one_step(model: nn.Module) -> None:
         loss.total.backward()
         assert bool(loss.total.isfinite())
         assert float(loss.total.detach()) > 0
-        model.schedule.before_step(model, phase)
         optimizer.step()
-        model.schedule.after_step(model, phase, {})
         optimizer.zero_grad()
     assert all(bool(p.isfinite().all()) for p in parameters)
     moved = sum(not torch.equal(p, old) for p, old in zip(parameters, before, strict=True))

@@ -10,10 +10,10 @@ import pytest
 ROOT = Path(__file__).parents[1]
 FLOORS = (  # from the ground up; a module that no floor names fails
     ("errors", "types", "kernels.*", "recipes"),
-    ("bundle", "config", "distributed", "files", "freeze", "interrupt", "measure", "pictures"),
+    ("bundle", "config", "distributed", "files", "freeze", "interrupt", "loading", "measure", "pictures"),
     ("columns", "source", "registry", "checkpoint", "adapters", "sections", "stages", "vectors"),
     ("splice", "trunk", "joints", "collate", "gradcache", "lora", "card", "projection"),
-    ("hub", "encoders.*", "backbones.*", "connectors.*", "fusions.*", "objectives.*", "data.*"),
+    ("batches", "hub", "encoders.*", "backbones.*", "connectors.*", "fusions.*", "objectives.*", "data.*"),
     ("models.*", "recipe"),
     ("evaluate.*", "feature_cache", "schema", "sampler", "optimizer", "log", "saver", "update", "matrix", "contenders", "trials"),
     ("fetch", "init_from", "shapes", "search", "export"),

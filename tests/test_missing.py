@@ -41,8 +41,8 @@ def test_the_seed_alone_decides():
 
 def test_who_loses_what_is_spread_evenly():
     """Rows that lost all are given one back by rows drawn at random: no row and no modality is favoured."""
-    kept = np.mean([draw_presence(0.45, 40, TWO, seed) for seed in range(600)], 0)  # (40, 2), each 0.55 +- 0.02
-    assert np.abs(kept - 0.55).max() < 0.1
+    kept = np.mean([draw_presence(0.45, 40, TWO, seed) for seed in range(200)], 0)  # (40, 2), each 0.55 +- 0.035
+    assert np.abs(kept - 0.55).max() < 0.15
 
 
 @pytest.mark.parametrize(

@@ -174,6 +174,12 @@ def test_a_modality_that_the_model_lacks(overrides, row, says):
         encode(make(**overrides), [row])
 
 
+@pytest.mark.parametrize("row", [{"id": "a"}, {"title": "t"}, {"id": "a", "title": "t", "query": "q"}], ids=", ".join)
+def test_columns_that_make_no_row(encoder, row):
+    with pytest.raises(ZooError, match=rf"a batch has columns {', '.join(row)}, and of them none that makes a row: text, title with body"):
+        encode(encoder, [row, row])
+
+
 def test_another_precision(encoder):
     with pytest.raises(ZooError, match="precision 'int8': vectors of the zoo are float32"):
         encode(encoder, [{"text": "a"}], precision="int8")

@@ -12,12 +12,13 @@ from torch import nn
 from torch.nn import functional as F
 
 from zoo.checkpoint import check_same_run
-from zoo.errors import Failure, ZooError
+from zoo.errors import Diverged, Failure, ZooError
 from zoo.joints import Phase
 from zoo.objectives.pair_infonce import PairInfonce
 from zoo.recipe import load_recipe
 from zoo.registry import make, register
-from zoo.train import Batches, make_step, train
+from zoo.batches import Kept
+from zoo.train import make_step, train
 from zoo.types import Loss
 from zoo.update import Updater
 
@@ -227,8 +228,8 @@ def test_workers_change_nothing(recipe, data, whole, workers):
 @pytest.mark.parametrize("keep", [3, 10_000])
 def test_rows_that_are_kept_change_nothing(recipe, data, whole, keep, monkeypatch):
     processed = []
-    sample = Batches._sample
-    monkeypatch.setattr(Batches, "_sample", lambda self, item: processed.append(item in self.kept) or sample(self, item))
+    sample = Kept.__getitem__
+    monkeypatch.setattr(Kept, "__getitem__", lambda self, item: processed.append(item in self.kept) or sample(self, item))
     train(recipe(model__connector=QFORMER, run__keep_rows=keep), loaded=data)
     assert any(processed)
     assert not all(processed)
@@ -533,14 +534,49 @@ def test_numbers_that_are_none_stop_the_run(recipe, data, own_registry, what):
         train(settings, loaded=data)
     assert "epoch 1, batch 1" in str(e.value)
     assert ("loss_note" if what == "the loss" else "objective.log_scale") in str(e.value)
-    assert f"the last checkpoint is {settings.out / 'checkpoints/step_00000004'}" in str(e.value)
-    assert [p.name for p in sorted((settings.out / "checkpoints").iterdir())] == ["step_00000002", "step_00000004"]
+    assert str(e.value).endswith(
+        "start over with a lower optimizer.lr, a longer warmup, or precision: bf16 in place of fp16; "
+        f"step 5, the last whole one, is saved in {settings.out / 'checkpoints'}"
+    )
+    assert [p.name for p in sorted((settings.out / "checkpoints").iterdir())] == ["step_00000004", "step_00000005"]
     assert [line["step"] for line in lines(settings.out)] == [1, 2, 3, 4, 5]
     assert not (settings.out / "model.json").exists()
 
 
-def test_numbers_that_are_none_before_any_checkpoint(recipe, data):
-    with pytest.raises(ZooError, match="no checkpoint was written yet"):
+@pytest.mark.parametrize("save_every", [0, 1])
+@pytest.mark.parametrize("what", ["the loss", "the gradient"])
+def test_after_numbers_that_were_none_a_mended_run_goes_on_as_if_they_had_not_been(recipe, data, own_registry, what, save_every):
+    sour = []
+
+    @register("objective", "counting")
+    class Counting(PairInfonce):
+        """Counts in a buffer, as a batch norm does, and draws."""
+
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("seen", torch.zeros(()))
+
+        def forward(self, model, batch):
+            self.seen += 1
+            loss = super().forward(model, batch)
+            loss = loss._replace(total=loss.total * (1 + 0.01 * self.seen * torch.rand(())))
+            if len(sour) == 1 and self.seen == 8:  # the second batch of the fourth step
+                sour.append(1)
+                return loss._replace(total=loss.total * torch.nan if what == "the loss" else loss.total + (self.log_scale * 0).sqrt())
+            return loss
+
+    overrides = {"objective": "counting", "run__accumulate": 2, "run__save_every": save_every}
+    train(recipe("whole", **overrides), loaded=data)
+    sour.append(1)
+    with pytest.raises(Diverged, match="is nan in step 4"):
+        train(recipe("parts", **overrides), loaded=data)
+    assert [p.name for p in sorted((recipe("parts").out / "checkpoints").iterdir())][-1] == "step_00000003"
+    train(recipe("parts", **overrides), loaded=data)
+    assert_same(recipe("whole").out, recipe("parts").out)
+
+
+def test_numbers_that_are_none_in_the_first_step(recipe, data):
+    with pytest.raises(Diverged, match="no step before it, so nothing is saved"):
         train(recipe(objective={"name": "pair_infonce", "log_scale": 1000.0}), loaded=data)
 
 

@@ -192,11 +192,15 @@ def met_across(recipe, processes):
     ],
 )
 def test_several_processes_train_as_one_with_all_rows(tmp_path, monkeypatch, processes, overrides):
-    """Where known pairs meet across processes; also the vectors that a model with spread weights gives, and the folder that it leaves."""
+    """Where known pairs meet across processes; also the vectors that a model with spread weights gives, and the folder that it leaves.
+
+    Clipping, like Adam, takes a common factor out of all gradients: without it their norm tells whether they are averaged or summed.
+    """
     monkeypatch.setattr(sys.modules[__name__], "TOGETHER", ALONE)
     settings = {"model__connector": "linear", "run__steps": 3, "run__buckets": False, "optimizer__eps": 1e-3}  # eps: Adam blows up rounding
     settings |= {"data": {**RECIPE["data"], "mine": {"top": 3}}, "objective": overrides.get("objective", "pair_infonce")}
-    recipe = written(tmp_path, "one", **settings, run__batch_size=12)[0]
+    settings["optimizer__max_grad_norm"] = 0
+    recipe, base = written(tmp_path, "one", **settings, run__batch_size=12)
     assert met_across(load_recipe(recipe), processes)
     one = alone(tmp_path, recipe)
     recipe, out = written(tmp_path, "several", **settings | overrides, run__batch_size=12 // processes)
@@ -206,6 +210,38 @@ def test_several_processes_train_as_one_with_all_rows(tmp_path, monkeypatch, pro
         torch.testing.assert_close(first[name], value, rtol=1e-4, atol=2e-6, msg=lambda m, name=name: f"{name}: {m}")  # float32
     left = load_file(out / "model.safetensors")
     assert all(torch.equal(left[name], first[name]) for name in left)
+    norms, expected = ([json.loads(line)["grad_norm"] for line in (f / "log.jsonl").read_text().splitlines()] for f in (out, base))
+    assert norms == pytest.approx(expected, rel=1e-4)
+    assert min(norms) > 1.0  # clipping would have hidden a factor
+
+
+POISONED = """
+import os, sys
+from zoo.objectives.pair_infonce import PairInfonce
+from zoo.train import train
+forward, calls = PairInfonce.forward, []
+def poisoned(self, model, batch):
+    loss = forward(self, model, batch)
+    calls.append(1)
+    return loss._replace(total=loss.total * float("nan")) if len(calls) == 3 and os.environ["RANK"] == "1" else loss
+PairInfonce.forward = poisoned
+train(sys.argv[1])
+"""
+
+
+@pytest.mark.parametrize("overrides", [{}, {"run__shard": True}], ids=["plain", "shard"])
+def test_a_loss_of_one_process_that_is_none_stops_and_saves_all(tmp_path, monkeypatch, overrides):
+    monkeypatch.setattr(sys.modules[__name__], "TOGETHER", POISONED)
+    recipe, out = written(tmp_path, "run", run__steps=5, run__save_every=0, **overrides)
+    processes = launched(tmp_path, recipe, 2)
+    try:
+        for rank, process in enumerate(processes):
+            assert process.wait(120) == 1
+            assert "Diverged: the loss is nan in step 3" in (tmp_path / f"error{rank}.txt").read_text()
+    finally:
+        for process in processes:
+            process.kill()
+    assert [p.name for p in (out / "checkpoints").iterdir()] == ["step_00000002"]
 
 
 def test_a_sharded_run_goes_on(tmp_path, monkeypatch):

@@ -348,6 +348,13 @@ class TestCommand:
         assert "with both  " in out
         assert "MiB on one GPU" in out
 
+    def test_the_help_says_that_data_is_read_whole_and_how_it_is_not(self, command, tmp_path):
+        help_ = " ".join(command("validate", "--help")[1].split())
+        assert "Data that is there is loaded whole, as at the start of a run: every image is decoded once, and pairs are mined." in help_
+        assert "--data of an empty folder makes them up too" in help_
+        said = command("validate", "notellm2/retail", "--data", tmp_path)[1]
+        assert said.startswith("NOTE the data is not here")
+
     def test_json(self, command):
         code, out, _ = command("validate", "tiny.yaml", "--json")
         assert code == 0

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from zoo.contenders import Contender, contenders
+from zoo.contenders import Contender, breakages, contenders
 from zoo.errors import Failure, ZooError
 from zoo.files import write_json
 from zoo.measure import Case, Error, Step, Timing, make_inputs, measure_error, measure_memory, measure_times
@@ -104,8 +104,8 @@ def versions() -> dict[str, str]:
 def prepare(case: Case, contender: Contender) -> tuple[Step | None, str | None]:
     """A step that has run once, or why there is none.
 
-    Foreign code may raise anything, from a failed import to a kernel that does not compile: it is listed with what it raised, and
-    the others are measured. An error of our own is raised, except for a case too large for this machine.
+    A loss of others that breaks (`breakages`) is listed with what it raised, and the rest is measured. An error of our own is raised,
+    except for a case too large for this machine.
     """
     if reason := contender.refusal(case):
         return None, reason
@@ -114,7 +114,7 @@ def prepare(case: Case, contender: Contender) -> tuple[Step | None, str | None]:
         step(make_inputs(warm_case(case, contender), seed=1))
     except torch.OutOfMemoryError:
         return None, "out of memory"
-    except Exception as e:
+    except breakages() as e:
         if contender.is_ours:
             raise
         return None, f"{type(e).__name__}: {' '.join(str(e).split())[:160]}"

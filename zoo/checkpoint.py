@@ -31,6 +31,11 @@ class Position:
     batch: int = 0
 
 
+def name_of(position: Position) -> str:
+    """What the folder of a checkpoint is called."""
+    return f"step_{position.step:08d}"
+
+
 def save_checkpoint(
     folder: Path,
     state: Mapping[str, Tensor],
@@ -55,7 +60,7 @@ def save_checkpoint(
     Raises:
         Failure: If it cannot be written, as on a full disk; what stood there before stands.
     """
-    final = folder / f"step_{position.step:08d}"
+    final = folder / name_of(position)
     beside = folder / f".{final.name}.tmp"
     try:
         for left in folder.glob(".step_*.tmp"):  # by a run that was killed

@@ -1,8 +1,8 @@
 """The command line: each command is one call into the library, its errors are one message and an exit code.
 
-Exit codes: 0 ok, 1 failure, 2 usage or recipe error, 3 a quality floor was missed or a loss got slower, 75 stopped by SIGTERM and
-saved, 130 interrupted. Results go to standard output, everything else to standard error. An error that names no remedy, with a
-traceback, is a bug of ours.
+Exit codes: 0 ok, 1 failure, 2 usage or recipe error, 3 a quality floor was missed or a loss got slower, 75 stopped by SIGTERM,
+130 interrupted. Results go to standard output, everything else to standard error. An error that names no remedy, with a traceback, is
+a bug of ours.
 """
 
 from __future__ import annotations
@@ -15,11 +15,12 @@ from typing import NoReturn
 import typer
 
 from zoo.commands._app import app
-from zoo.errors import ZooError
+from zoo.errors import Terminated, ZooError
+from zoo.interrupt import leave_on_sigterm
 
 # Files that add their commands to the application, in the order of the help.
 COMMANDS = ("parts", "checks", "items", "runs", "compare", "diagnose", "export", "bench", "data")
-INTERRUPTED = 130  # what typer exits with on Ctrl-C, and what shells expect
+STOPPED = {130: "interrupted", Terminated.code: "terminated"}  # 130 is what typer exits with on Ctrl-C, and what shells expect
 
 for file in COMMANDS:
     import_module(f"zoo.commands.{file}")
@@ -30,17 +31,18 @@ def main() -> None:
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger("zoo").setLevel(logging.INFO)
     try:
-        app(prog_name="zoo")
+        with leave_on_sigterm():
+            app(prog_name="zoo")
     except ZooError as e:
         _stop(str(e), e.code)
     except OSError as e:  # a full disk, a folder that may not be written
         _stop(str(e), 1)
     except SystemExit as e:
-        if e.code == INTERRUPTED:
-            trains = sys.argv[1:2] in (["train"], ["run"], ["compare"])
-            advice = "; run the same command again to go on from the last checkpoint" if trains else ""
-            _stop(f"interrupted{advice}", INTERRUPTED)
-        raise
+        if e.code not in STOPPED:
+            raise
+        trains = sys.argv[1:2] in (["train"], ["run"], ["compare"])
+        advice = "; run the same command again to go on from the last checkpoint" if trains else ""
+        _stop(f"{STOPPED[e.code]}{advice}", e.code)
 
 
 def _stop(message: str, code: int) -> NoReturn:

@@ -7,7 +7,8 @@ import os
 import shutil
 import sys
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -29,6 +30,19 @@ _DTYPES = {
     "BOOL": torch.bool,
 }  # as safetensors writes them
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+
+
+class Unwritten(OSError):
+    """The system refuses to write: the disk is full, the folder is not ours."""
+
+
+@contextmanager
+def writing() -> Iterator[None]:
+    """Inside, whatever the system refuses is `Unwritten`, and so told apart from what it refuses to read."""
+    try:
+        yield
+    except OSError as e:
+        raise Unwritten(*e.args) from e
 
 
 class Column(NamedTuple):
@@ -56,6 +70,7 @@ class Writer:
         folder: Made if missing. One process at a time writes into it; what an earlier one flushed is gone on from.
     """
 
+    @writing()
     def __init__(self, folder: Path) -> None:
         assert sys.byteorder == "little", "safetensors is"
         folder.mkdir(parents=True, exist_ok=True)
@@ -63,8 +78,9 @@ class Writer:
         progress = folder / _PROGRESS
         self.columns = _read(progress)["columns"] if progress.is_file() else {}
         self._files: dict[str, BinaryIO] = {}
+        self._held = ExitStack()  # closes the others too where one cannot be closed, for what it holds back finds no room
         for name, column in self.columns.items():
-            file = self._files[name] = (folder / f"{name}.safetensors").open("r+b")
+            file = self._files[name] = self._held.enter_context((folder / f"{name}.safetensors").open("r+b"))
             file.truncate(column.bytes)
             file.seek(column.bytes)
 
@@ -78,15 +94,17 @@ class Writer:
         """How many rows a column has; 0 before its first one."""
         return self.columns[name].rows if name in self.columns else 0
 
+    @writing()
     def append(self, name: str, rows: Tensor) -> None:
         """Add rows (R, ...) of the same kind as those before.
 
         Raises:
             Failure: If they are of another kind.
+            Unwritten: As every method here may, if the system refuses.
         """
         if name not in self.columns:
             self.columns[name] = Column(_NAMES[rows.dtype], tuple(rows.shape[1:]), 0)
-            self._files[name] = (self.folder / f"{name}.safetensors").open("w+b")
+            self._files[name] = self._held.enter_context((self.folder / f"{name}.safetensors").open("w+b"))
             self._files[name].write(bytes(HEADER))
         column = self.columns[name]
         if (column.dtype, column.shape) != (_NAMES[rows.dtype], tuple(rows.shape[1:])):
@@ -96,6 +114,7 @@ class Writer:
         self._files[name].write(as_bytes(rows).data)
         self.columns[name] = column._replace(rows=column.rows + len(rows))
 
+    @writing()
     def flush(self) -> None:
         """From here on a crash loses nothing of what was appended."""
         for file in self._files.values():
@@ -103,6 +122,7 @@ class Writer:
             os.fsync(file.fileno())
         write_json(self.folder / _PROGRESS, {"columns": {name: column._asdict() for name, column in self.columns.items()}})
 
+    @writing()
     def finish(self, final: Path, about: Mapping[str, Any]) -> None:
         """Write the headers and the manifest, and rename the folder to ``final``, which must not be there."""
         for name, column in self.columns.items():
@@ -115,9 +135,9 @@ class Writer:
         (self.folder / _PROGRESS).unlink()
         self.folder.rename(final)
 
+    @writing()
     def _close(self) -> None:
-        for file in self._files.values():
-            file.close()
+        self._held.close()
 
 
 class Mapped:
@@ -171,8 +191,9 @@ def row_sums(parts: Sequence[np.ndarray]) -> np.ndarray:
 
 def discard(folder: Path) -> None:
     """Remove a folder of columns; killed half-way, it leaves none that looks whole."""
-    (folder / _MANIFEST).unlink(missing_ok=True)
-    shutil.rmtree(folder, ignore_errors=True)
+    if folder.is_dir():
+        (folder / _MANIFEST).unlink(missing_ok=True)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -220,7 +220,8 @@ def markdown(numbers: Mapping[str, Any]) -> str:
     title = f"Recall@{main['k']}, {main['protocol']}, split {numbers['split']}; mean ± standard deviation over n seeds"
     lines = [f"# {title}", "", f"Difference: from {numbers['reference']}, paired over queries, with its 95 % interval.", ""]
     heads = ["cell", "n", f"recall@{main['k']}", "difference", "outcome", "parameters", "seconds", "remarks"]
-    lines += _table(heads, [_headline(cell, headline, numbers["budget_seconds"]) for cell in numbers["cells"]])
+    mixed = len({commit for cell in numbers["cells"] for commit in _commits(cell)}) > 1
+    lines += _table(heads, [_headline(cell, headline, numbers["budget_seconds"], mixed) for cell in numbers["cells"]])
     if numbers["grid"] and numbers["split"] == "test":
         lines += ["", "A setting that is picked from here is picked on the test split: pick with evaluate.split=val."]
     metrics = [m for cell in numbers["cells"] for m in cell["metrics"]]
@@ -239,12 +240,21 @@ def _find(cell: Mapping[str, Any], key: Key) -> Mapping[str, Any] | None:
     return next((m for m in cell["metrics"] if (m["protocol"], m["subset"], m["input"], m["k"]) == key), None)
 
 
-def _headline(cell: Mapping[str, Any], key: Key, budget: float | None) -> list[str]:
+def _commits(cell: Mapping[str, Any]) -> list[str]:
+    """Of the software that measured a cell, short."""
+    said = [m.get("commit") or "unknown" for m in cell["machines"]]
+    return list(dict.fromkeys(commit[:7] + ("-dirty" if commit.endswith("-dirty") else "") for commit in said))
+
+
+def _headline(cell: Mapping[str, Any], key: Key, budget: float | None, mixed: bool) -> list[str]:
+    """A row of the first table; where the software of the cells is ``mixed``, each says which made it."""
     found, seconds = _find(cell, key), list(cell["seconds"].values())
     difference = found["difference"] if found else None
     remarks = [f"seed {seed} failed" for seed in cell["failed"]]
     if budget is not None and max(seconds, default=0.0) > budget:
         remarks.append(f"over the budget of {budget:g} s: {max(seconds):.1f} s")
+    if mixed and (commits := _commits(cell)):
+        remarks.append(f"of commit{'s' * (len(commits) > 1)} {', '.join(commits)}")
     return [
         cell["cell"],
         str(found["n"] if found else 0),

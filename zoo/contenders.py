@@ -22,6 +22,16 @@ Precision = Literal["auto", "ieee", "tf32", "3xtf32"]
 CACHED_ROWS = 1024  # rows at a time of the cached sentence-transformers loss
 
 
+def breakages() -> tuple[type[Exception], ...]:
+    """What a loss of others raises that cannot run here: it fails to import, refuses its input, or does not compile."""
+    known = (ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, OSError, RuntimeError, TypeError, ValueError)
+    if find_spec("triton") is None:
+        return known
+    from triton.errors import TritonError
+
+    return (*known, TritonError)
+
+
 class Contender(NamedTuple):
     """One implementation of the loss, and what it can do."""
 

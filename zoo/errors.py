@@ -38,6 +38,10 @@ class Failure(ZooError):
     code = 1
 
 
+class Diverged(Failure):
+    """Loss or gradient is not finite, before the step moved any weight; every process says so in the same step."""
+
+
 class Absent(ZooError):
     """What was asked for may be right, and is not on this machine: a folder of data."""
 

@@ -7,7 +7,7 @@ import json
 import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from copy import copy
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,11 +18,12 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from zoo.columns import Mapped, Writer, as_bytes, discard, read_columns, row_sums
+from zoo.columns import Mapped, Unwritten, Writer, as_bytes, discard, read_columns, row_sums, writing
 from zoo.config import split_spec
 from zoo.errors import Failure, ZooError
 from zoo.files import alone
 from zoo.interrupt import AGAIN, Interruption, in_worker, stop
+from zoo.loading import loaded
 from zoo.models._encode import progress
 from zoo.models._notes import images
 from zoo.recipe import Recipe
@@ -246,16 +247,16 @@ def _opened_or_built(folder: Path, key: Mapping[str, Any], source: _Source) -> F
     if (found := _opened(entry, source)) is not None:
         return found
     try:
-        with alone(folder / f".{name}.lock", f"waiting for another process, which makes the feature cache {entry}"):
+        with ExitStack() as held:
+            with writing():
+                held.enter_context(alone(folder / f".{name}.lock", f"waiting for another process, which makes the feature cache {entry}"))
             if (found := _opened(entry, source)) is None:
                 discard(entry)
                 _build(entry, key, source)
                 found = _opened(entry, source)
-    except OSError as e:
+    except Unwritten as e:
         discard(folder / f".{name}.part")
-        raise Failure(
-            f"run.feature_cache: {entry} cannot be written ({e}), and nothing of it was kept: make room, or write another folder"
-        ) from e
+        raise Failure(f"run.feature_cache: {entry} cannot be written ({e}), none of it is kept: make room, or name another folder") from e
     if found is None:
         discard(entry)
         raise Failure(f"run.feature_cache: {entry} was begun by other code, and is removed now: run the same command again")
@@ -316,9 +317,8 @@ def _build(entry: Path, key: Mapping[str, Any], source: _Source) -> None:
         done = writer.rows("count")
         logger.info("making the feature cache %s: %d items%s", entry, total, f", of which {done} are there" if done else "")
         loader, flushed = source.loader(range(done, total), source.recipe.run.workers), time.monotonic()
-        batches = iter(loader)
-        for number in progress(range(len(loader)), "encoding images once", None):
-            pixels, counts = next(batches)
+        numbers = progress(range(len(loader)), "encoding images once", None)
+        for number, (pixels, counts) in zip(numbers, loaded(loader), strict=True):
             if len(pixels):
                 out = {name: x for name, x in source.encode(pixels)._asdict().items() if x is not None}
                 out["sum"] = torch.from_numpy(row_sums([as_bytes(x) for x in out.values()]))

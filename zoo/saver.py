@@ -4,18 +4,27 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
-from torch import nn
+from torch import Tensor, nn
 
-from zoo.checkpoint import Position, random_state, save_checkpoint
+from zoo.checkpoint import Position, name_of, random_state, save_checkpoint
 from zoo.distributed import whole
 from zoo.interrupt import AGAIN, Interruption, stop
 from zoo.sections import Run
+
+
+class Moment(NamedTuple):
+    """What a step changes before it moves the weights."""
+
+    position: Position
+    random: Mapping[str, Any]
+    buffers: Mapping[str, Tensor]  # a batch norm counts in the forward pass
 
 
 class Saver:
@@ -57,10 +66,22 @@ class Saver:
         number, late = self._agreed(interruption.signal, late)
         due = bool(self.run.save_every) and position.step % self.run.save_every == 0
         if number or late or due or last:
-            self._save(position)
+            self._save(position, random_state(), {})
         if number and not last:
             stop(number, f"stopped and saved after step {position.step}; {AGAIN}")
         return number
+
+    def moment(self, position: Position) -> Moment:
+        """To be taken before a step, in case that it cannot be made."""
+        return Moment(replace(position), random_state(), {name: buffer.clone() for name, buffer in self.step.named_buffers()})
+
+    def save_before(self, moment: Moment) -> str:
+        """Save where a step began that moved no weight, by all processes; says where it lies."""
+        position = moment.position
+        if position.step == 0:
+            return "no step before it, so nothing is saved"
+        self._save(*moment)
+        return f"step {position.step}, the last whole one, is saved in {self.folder}"
 
     def _agreed(self, number: int, late: bool) -> tuple[int, bool]:
         """What holds in any process holds in all: they save and stop at the same step."""
@@ -71,8 +92,9 @@ class Saver:
         number, late = found.tolist()
         return number, bool(late)
 
-    def _save(self, position: Position) -> None:
-        state, optimizer, random = whole(self.step.state_dict()), whole(self.optimizer.state_dict()), gather_object([random_state()])
-        if self.accelerator.is_main_process:
-            save_checkpoint(self.folder, state, optimizer, position, self.identity, random, keep=self.run.keep)
+    def _save(self, position: Position, random: Mapping[str, Any], buffers: Mapping[str, Tensor]) -> None:
+        state, optimizer, all_random = whole(self.step.state_dict()), whole(self.optimizer.state_dict()), gather_object([random])
+        state |= {name: buffer for name, buffer in buffers.items() if name in state}
+        if self.accelerator.is_main_process and not (self.folder / name_of(position)).exists():
+            save_checkpoint(self.folder, state, optimizer, position, self.identity, all_random, keep=self.run.keep)
         self.saved = time.monotonic()

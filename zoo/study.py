@@ -18,6 +18,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save
 
 from zoo.checkpoint import check_same_run
@@ -99,8 +100,16 @@ def _state(trial: Trial, fingerprint: str | None) -> State:
     there = json.loads((trial.recipe.out / "result.json").read_text(encoding="utf-8"))
     before = there["identity"] | ({"data": None} if fingerprint is None else {})
     check_same_run(f"what lies in {trial.recipe.out}", before, _identity(trial, fingerprint))
-    measured = there["evaluate"] == json.loads(json.dumps(values(trial.recipe.evaluate)))
-    return there["state"] if measured or there["state"] != "done" else "begun"
+    if there["state"] != "done":
+        return there["state"]
+    if there["evaluate"] != json.loads(json.dumps(values(trial.recipe.evaluate))):
+        return "begun"
+    try:
+        with safe_open(trial.recipe.out / "hits.safetensors", "numpy"):
+            return "done"
+    except (FileNotFoundError, SafetensorError) as e:
+        logger.warning("%s is measured again: its hits.safetensors is missing or damaged (%s)", trial.title, e)
+        return "begun"
 
 
 def _identity(trial: Trial, fingerprint: str | None) -> dict[str, Any]:

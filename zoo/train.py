@@ -9,32 +9,32 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import send_to_device, set_seed
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
+from zoo.batches import batches_of, lengths_of, training_rows
 from zoo.checkpoint import Position, check_same_run, checkpoints, load_checkpoint
-from zoo.collate import Known, PairCollate, Sample
 from zoo.config import split_spec
 from zoo.distributed import blocks_of, shard, whole
-from zoo.errors import Failure, ZooError
+from zoo.errors import Diverged, ZooError
 from zoo.feature_cache import feature_cache
 from zoo.files import write_text
 from zoo.gradcache import check_rows_stay_apart
 from zoo.hub import save
 from zoo.init_from import prepare, take_parts
 from zoo.interrupt import AGAIN, Interruption, in_worker, stop
+from zoo.loading import loaded
 from zoo.log import Log
 from zoo.optimizer import freeze_all, learning_rate, make_optimizer
 from zoo.recipe import Recipe, dump, load_recipe, values
 from zoo.registry import build, make
 from zoo.sampler import BatchOrder
 from zoo.saver import Saver
-from zoo.types import Batch, Binding, PairData
+from zoo.types import Batch, Binding, LabelledData, PairData
 from zoo.update import Step, Updater
 
 logger = logging.getLogger("zoo.train")
@@ -53,42 +53,11 @@ _FREE_OF_RUN = (
 )
 
 
-class Batches(Dataset[Batch]):
-    """The training batches of one process, made in the data loader's workers.
-
-    Args:
-        data: Whose training pairs they are made of.
-        process: Of those that train together, counted from 0.
-        processor: The model's.
-        keep: How many processed rows stay in memory, the first that come.
-    """
-
-    def __init__(self, data: PairData, process: int, processor: Any, keep: int) -> None:
-        self.notes, self.pairs, self.process, self.keep = data.notes, data.pairs("train"), process, keep
-        self.kept: dict[int, Sample] = {}
-        self.collate = PairCollate(processor, Known.of(torch.from_numpy(self.pairs), len(data.notes)))
-
-    def __getitem__(self, shares: np.ndarray) -> Batch:
-        """The batch whose ``shares`` (processes, B) are the pairs of each process."""
-        pairs = self.pairs[shares]  # (processes, B, 2)
-        together = torch.from_numpy(pairs.swapaxes(1, 2).reshape(len(shares), -1))  # queries first, as in a batch
-        own = together[self.process]
-        return self.collate.joined([self._sample(i) for i in own.tolist()], own, together, self.process)
-
-    def _sample(self, item: int) -> Sample:
-        if item in self.kept:
-            return self.kept[item]
-        sample = self.collate.process(self.notes[item])
-        if len(self.kept) < self.keep:
-            self.kept[item] = sample
-        return sample
-
-
 def train(
     recipe: str | Path | Mapping[str, Any] | Recipe,
     *overrides: str,
     data_root: str | Path | None = None,
-    loaded: PairData | None = None,
+    loaded: PairData | LabelledData | None = None,
     fresh: bool = False,
     **keywords: Any,
 ) -> Any:
@@ -147,7 +116,11 @@ def train(
             rate = learning_rate(recipe.optimizer, position.step, steps)
             for group in optimizer.param_groups:
                 group["lr"] = group["peak"] * rate
-            logged = update(batches, position)
+            before = save_state.moment(position)
+            try:
+                logged = update(batches, position)
+            except Diverged as e:
+                raise Diverged(f"{e}; {save_state.save_before(before)}") from e
             position.step += 1
             log.write(position, {"lr": recipe.optimizer.lr * rate, **logged})
             asked = save_state(position, interruption, last=position.step == steps)
@@ -256,28 +229,30 @@ def make_step(recipe: Recipe, stages: Sequence[Path] | None = None) -> Step:
     return Step(model, objective)
 
 
-def make_order(recipe: Recipe, data: PairData, accelerator: Accelerator) -> BatchOrder:
-    """Which pairs make up which batch.
+def make_order(recipe: Recipe, data: PairData | LabelledData, accelerator: Accelerator) -> BatchOrder:
+    """Which pairs, or labelled rows, make up which batch.
 
     Raises:
-        ZooError: If the training pairs do not fill one batch.
+        ZooError: If they do not fill one batch.
     """
-    pairs, lengths = data.pairs("train"), data.lengths()
+    lengths, of = lengths_of(data), "pairs" if isinstance(data, PairData) else "rows"
     order = BatchOrder(
-        lengths[pairs].max(1),
+        lengths,
         recipe.run.batch_size,
         seed=recipe.seed,
         buckets=recipe.run.buckets,
         processes=accelerator.num_processes,
     )
     if not len(order):
-        raise ZooError(f"run.batch_size: {len(pairs)} training pairs do not fill one batch of {recipe.run.batch_size}; write a smaller one")
+        raise ZooError(f"run.batch_size: {len(lengths)} training {of} do not fill one batch of {recipe.run.batch_size}; write a smaller one")
     return order
 
 
-def stream(recipe: Recipe, data: PairData, step: Step, order: BatchOrder, position: Position, accelerator: Accelerator) -> Iterator[Batch]:
+def stream(
+    recipe: Recipe, data: PairData | LabelledData, step: Step, order: BatchOrder, position: Position, accelerator: Accelerator
+) -> Iterator[Batch]:
     """This process's batches from ``position`` on, epoch after epoch; ``position`` moves with them."""
-    batches = Batches(data, accelerator.process_index, step.model.processor, recipe.run.keep_rows)
+    batches = batches_of(data, accelerator.process_index, step.model.processor, recipe.run.keep_rows)
     while True:
         loader = DataLoader(
             batches,
@@ -287,38 +262,16 @@ def stream(recipe: Recipe, data: PairData, step: Step, order: BatchOrder, positi
             worker_init_fn=in_worker,
             generator=torch.Generator(),  # else every start of a loader draws from the numbers that dropout uses, and a resumed run differs
         )
-        for batch in _loaded(loader):
+        for batch in loaded(loader):
             position.batch += 1
             yield send_to_device(batch, accelerator.device)
         position.epoch, position.batch = position.epoch + 1, 0
 
 
-def _loaded(loader: DataLoader[Batch]) -> Iterator[Batch]:
-    """The batches of a loader; what goes wrong in one of its workers is told as if there were none.
-
-    Raises:
-        Failure: If a worker was killed.
-        ZooError: What the worker's own row raised.
-    """
-    try:
-        yield from loader
-    except ZooError as e:
-        if not str(e).startswith("Caught "):
-            raise
-        raise type(e)(str(e).rpartition(f"{type(e).__name__}: ")[2].strip()) from e  # torch puts the worker's traceback before it
-    except RuntimeError as e:
-        if "DataLoader worker" not in str(e):
-            raise
-        raise Failure(
-            f"a process that loads data ended by itself ({e}): most often the machine has run out of memory; lower run.workers or "
-            "run.batch_size, and run the same command again to go on from the last checkpoint"
-        ) from e
-
-
-def _check_seen(step: Step, data: PairData) -> None:
+def _check_seen(step: Step, data: PairData | LabelledData) -> None:
     """Whether there is anything to learn from; the walk ends at the first row that shows the model something."""
     processor = step.model.processor
-    if not any(processor.sees(data.notes[int(i)]) for i in np.unique(data.pairs("train"))):
+    if not any(processor.sees(row) for row in training_rows(data)):
         raise ZooError(
             f"this model looks at {', '.join(processor.keys())}, and no training row shows any of it: "
             "write another model.fusion, or other data.inputs"

@@ -260,6 +260,7 @@ class Model(Protocol):
         """Compute activations again in the backward pass instead of keeping them."""
 
 
+@runtime_checkable
 class PairData(Protocol):
     """A data set of items and of pairs of items that belong together. Made with ``(root,)``, the folder of data folders."""
 

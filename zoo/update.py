@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from zoo import gradcache
-from zoo.checkpoint import Position, checkpoints
+from zoo.checkpoint import Position
 from zoo.distributed import mean_gradients
-from zoo.errors import Failure
+from zoo.errors import Diverged, Failure
 from zoo.joints import Correcting, Merging, Modulating, Phase, Schedule
 from zoo.recipe import Recipe
 from zoo.types import Batch, Loss, Stepping
@@ -54,6 +54,7 @@ class Updater:
         self.accelerator, self.wrapped, self.step, self.optimizer, self.recipe = accelerator, wrapped, step, optimizer, recipe
         self.schedule: Schedule = step.model.schedule
         own = recipe.run.shard or recipe.run.gradcache or recipe.run.accumulate > 1  # else DistributedDataParallel averages as it goes
+        self.moved = False  # whether this step has moved weights already
         self.averages = bool(own) and accelerator.num_processes > 1
 
     def __call__(self, batches: Iterator[Batch], position: Position) -> dict[str, float]:
@@ -64,8 +65,10 @@ class Updater:
             the squared norm of each module's part of it.
 
         Raises:
-            Failure: If loss or gradient are not finite; the weights stand as the last whole step, or phase, left them.
+            Diverged: If loss or gradient are not finite; the weights stand as the last whole step left them.
+            Failure: If they are not after an earlier phase has moved the weights.
         """
+        self.moved = False
         accumulate = self.recipe.run.accumulate
         sums: dict[str, Tensor] = {}
         norms: dict[str, float] = {}
@@ -110,7 +113,7 @@ class Updater:
         norm = _norm([p.grad for p in self.step.parameters() if p.grad is not None])
         if not bool(norm.isfinite()) and self.recipe.run.precision != "fp16":  # fp16 scaling skips such a step by itself
             bad = [n for n, p in self.step.named_parameters() if p.grad is not None and not bool(p.grad.isfinite().all())]
-            raise Failure(self._stopped("the gradient", float(norm), position, f"first in {', '.join(bad[:3])}"))
+            raise self._stopped("the gradient", float(norm), position, f"first in {', '.join(bad[:3])}")
         norms = {"grad_norm": float(norm)} | (squared_gradients(self.step) if self.recipe.run.log_gradients else {})
         if longest := self.recipe.optimizer.max_grad_norm:
             nn.utils.clip_grads_with_norm_(self.step.parameters(), longest, norm)
@@ -121,6 +124,7 @@ class Updater:
         corrects = self.schedule if isinstance(self.schedule, Correcting) else None
         previous = {name: p.detach().clone() for name, p in corrects.watched(model).items()} if corrects else {}
         self.optimizer.step()
+        self.moved = True
         if not self.accelerator.optimizer_step_was_skipped:
             if corrects:
                 corrects.after_step(model, phase, previous, loss)
@@ -139,16 +143,15 @@ class Updater:
             parameter.grad = gradients.get(name)
 
     def _check_loss(self, loss: Loss, position: Position) -> None:
-        if not bool(torch.isfinite(loss.total)):
+        total = self.accelerator.reduce(loss.total.detach(), "mean")  # else one process would stop, and the others wait for it
+        if not bool(torch.isfinite(total)):
             parts = ", ".join(f"{k} {float(v):.4g}" for k, v in loss.parts.items())
-            raise Failure(self._stopped("the loss", float(loss.total.detach()), position, parts))
+            raise self._stopped("the loss", float(total), position, parts)
 
-    def _stopped(self, what: str, value: float, position: Position, detail: str) -> str:
-        found = checkpoints(self.recipe.out / "checkpoints")
-        kept = f"the last checkpoint is {found[-1]}" if found else "no checkpoint was written yet"
-        return (
-            f"{what} is {value} in step {position.step + 1} (epoch {position.epoch}, batch {position.batch - 1}; {detail}); {kept}; "
-            "try a lower optimizer.lr, a longer warmup, or precision: bf16 in place of fp16"
+    def _stopped(self, what: str, value: float, position: Position, detail: str) -> Failure:
+        return (Failure if self.moved else Diverged)(
+            f"{what} is {value} in step {position.step + 1} (epoch {position.epoch}, batch {position.batch - 1}; {detail}); "
+            "start over with a lower optimizer.lr, a longer warmup, or precision: bf16 in place of fp16"
         )
 
 

@@ -84,6 +84,8 @@ def validate(
 ) -> Report:
     """Open some rows, build the model without memory, and run them through it.
 
+    The data is loaded as a run loads it, which decodes every image and mines the pairs; what is counted in the report are ``rows``.
+
     Args:
         recipe: Of the run.
         data_root: The folder that holds the folders of data sets.

@@ -28,6 +28,9 @@ def validate(
 ) -> None:
     """Open some rows, build the model without memory, and print shapes, parameters and the memory of a step.
 
+    Data that is there is loaded whole, as at the start of a run: every image is decoded once, and pairs are mined. Where it is not
+    there, rows are made up; --data of an empty folder makes them up too.
+
     Exit code 2 if the recipe cannot be trained.
     """
     import logging

@@ -88,11 +88,16 @@ class MtebEncoder:
             precision: Only ``float32``.
 
         Raises:
-            ZooError: On another precision, a modality that the model does not have, or a row that cannot be read.
+            ZooError: On another precision, a modality that the model does not have, columns that make no row, or a row that cannot be
+                read.
         """
         if precision != "float32":
             raise ZooError(f"precision {precision!r}: vectors of the zoo are float32")
-        found = [self._encode(self._rows(batch), batch_size) for batch in inputs]
+        found = []
+        for batch in inputs:
+            rows = self._rows(batch)
+            assert len(rows) == len(next(iter(batch.values()))), f"{len(rows)} rows of columns {', '.join(batch)}"
+            found.append(self._encode(rows, batch_size))
         return np.concatenate(found) if found else np.zeros((0, self.model.dim), dtype=np.float32)
 
     def similarity(self, embeddings1: Any, embeddings2: Any) -> np.ndarray:
@@ -117,6 +122,8 @@ class MtebEncoder:
         columns = {"title": batch["title"], self._text: batch["body"]} if apart else {self._text: batch["text"]} if "text" in batch else {}
         if "image" in batch:
             columns["image"] = batch["image"]
+        if not columns:
+            raise ZooError(f"a batch has columns {', '.join(batch)}, and of them none that makes a row: text, title with body, or image")
         return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
 
 

@@ -1,0 +1,87 @@
+"""What a training set is made of, pairs or labelled rows, as batches made in the data loader's workers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from zoo.collate import Known, PairCollate, Sample, stack
+from zoo.types import Batch, LabelledData, PairData, Row
+
+
+class Kept:
+    """Raw rows, processed; the first that come stay in memory.
+
+    Args:
+        rows: All of the data set.
+        process: The model's processor.
+        keep: How many stay.
+    """
+
+    def __init__(self, rows: Sequence[Row], process: Any, keep: int) -> None:
+        self.rows, self.process, self.keep = rows, process, keep
+        self.kept: dict[int, Sample] = {}
+
+    def __getitem__(self, item: int) -> Sample:
+        if item in self.kept:
+            return self.kept[item]
+        sample: Sample = self.process(self.rows[item])
+        if len(self.kept) < self.keep:
+            self.kept[item] = sample
+        return sample
+
+
+class PairBatches(Dataset[Batch]):
+    """The batches of one process.
+
+    Args:
+        data: Whose training pairs they are made of.
+        process: Of those that train together, counted from 0.
+        processor: The model's.
+        keep: How many processed rows stay in memory.
+    """
+
+    def __init__(self, data: PairData, process: int, processor: Any, keep: int) -> None:
+        self.samples, self.pairs, self.process = Kept(data.notes, processor, keep), data.pairs("train"), process
+        self.collate = PairCollate(processor, Known.of(torch.from_numpy(self.pairs), len(data.notes)))
+
+    def __getitem__(self, shares: np.ndarray) -> Batch:
+        """The batch whose ``shares`` (processes, B) are the pairs of each process."""
+        pairs = self.pairs[shares]  # (processes, B, 2)
+        together = torch.from_numpy(pairs.swapaxes(1, 2).reshape(len(shares), -1))  # queries first, as in a batch
+        own = together[self.process]
+        return self.collate.joined([self.samples[i] for i in own.tolist()], own, together, self.process)
+
+
+class LabelledBatches(Dataset[Batch]):
+    """As `PairBatches`, of rows of known class."""
+
+    def __init__(self, data: LabelledData, process: int, processor: Any, keep: int) -> None:
+        self.samples, self.train, self.labels, self.process = Kept(data.rows, processor, keep), data.split("train"), data.labels, process
+
+    def __getitem__(self, shares: np.ndarray) -> Batch:
+        """The batch whose ``shares`` (processes, B) are the rows of each process."""
+        own = self.train[shares[self.process]]
+        return Batch(stack([self.samples[i] for i in own.tolist()]), targets=torch.from_numpy(self.labels[own]), ids=torch.from_numpy(own))
+
+
+def batches_of(data: PairData | LabelledData, process: int, processor: Any, keep: int) -> Dataset[Batch]:
+    """The training batches of one process, for indices of the shape (processes, B)."""
+    made = PairBatches if isinstance(data, PairData) else LabelledBatches
+    return made(data, process, processor, keep)  # type: ignore[arg-type]
+
+
+def lengths_of(data: PairData | LabelledData) -> np.ndarray:
+    """How long each training pair, that is its longer row, or each training row is, for length buckets."""
+    lengths = data.lengths()
+    return lengths[data.pairs("train")].max(1) if isinstance(data, PairData) else lengths[data.split("train")]
+
+
+def training_rows(data: PairData | LabelledData) -> Iterator[Row]:
+    """Every row that training may see, decoded one after the other."""
+    rows, used = (data.notes, np.unique(data.pairs("train"))) if isinstance(data, PairData) else (data.rows, data.split("train"))
+    return (rows[int(i)] for i in used)
