@@ -284,7 +284,7 @@ def _deal(draw: np.random.Generator, labels: np.ndarray, split: np.ndarray, pict
             if not len(rows) or not len(found):
                 faults.append(f"split {s!r} has no {'picture' if len(rows) else 'recording'} of class {k}")
             else:
-                shown[rows] = draw.choice(found, len(rows))
+                shown[rows] = np.resize(draw.permutation(found), len(rows))
     if faults:
         raise ZooError("av_digits: " + "\n".join(faults))
     return shown
