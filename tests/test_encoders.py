@@ -31,6 +31,7 @@ from transformers import (
 
 from zoo.collate import stack
 from zoo.encoders import _open_clip, clip_vit_b16
+from zoo.encoders._audio import LogMel
 from zoo.encoders._hf_vision import HfVisionEncoder, family_processor, vision_model
 from zoo.encoders._image import ImageProcessor
 from zoo.encoders.features import FeatureProcessor
@@ -54,7 +55,11 @@ SPELLED = {
     "hf": ["hf:clip", "hf:siglip", "hf:vit", "hf:dinov2", "hf:bert"],
     "open_clip_vit_bigg_14": [],  # 7 GB; it has tests of its own
 }
-TINY = {"clip_vit_b16": {"layer": 1}}  # two of its twelve layers
+TINY = {  # two of its twelve layers; and sizes that train in seconds
+    "clip_vit_b16": {"layer": 1},
+    "audio_resnet": {"arch": "tiny"},
+    "audio_transformer": {"arch": "tiny"},
+}
 NAMES = [spelled for name in names("encoder") for spelled in SPELLED.get(name, [name])]
 every = pytest.mark.parametrize("name", NAMES)
 
@@ -102,6 +107,8 @@ def raw(built):
     """Two raw things for it; texts and arrays differ in length."""
     if reads_arrays(built):
         return [np.random.randn(n, built.dim) for n in (3, 5)]
+    if isinstance(built.processor, LogMel):
+        return [np.random.uniform(-1, 1, n) for n in (3000, 5000)]
     if reads_text(built):
         return ["red shoes", "blue hat red shoes hat"]
     return [Image.fromarray(np.random.randint(0, 255, (40, 50, 3), np.uint8)) for _ in range(2)]
@@ -113,6 +120,7 @@ def inputs(built):
 
 def test_there_are_encoders():
     assert {"timm", "open_clip", "hf", "clip_vit_b16", "open_clip_vit_bigg_14", "tiny_image", "tiny_text"} <= set(names("encoder"))
+    assert {"audio_resnet", "audio_transformer", "image_resnet"} <= set(names("encoder"))
 
 
 @every
