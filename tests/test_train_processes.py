@@ -251,6 +251,7 @@ def test_a_sharded_run_goes_on(tmp_path, monkeypatch):
     shutil.rmtree(out / "checkpoints/step_00000003")
     again, _ = together(tmp_path, recipe)
     assert same(first, again)
+    assert "returned a view tensor" not in (tmp_path / "error0.txt").read_text()
 
 
 def test_shard_needs_company(tmp_path):
