@@ -11,6 +11,7 @@ from zoo.config import split_spec
 from zoo.data._collection import read_notes
 from zoo.errors import ZooError
 from zoo.evaluate.retrieval import Input
+from zoo.files import check_target
 from zoo.hub import load, model_hash
 from zoo.recipe import load_recipe
 from zoo.run import Shown, embed, load_data
@@ -41,6 +42,7 @@ def embed_notes(
     """
     if batch_size < 1:
         raise ZooError(f"batch_size = {batch_size}: write 1 or more")
+    check_target(Path(out), "--out")
     made_by = model_hash(run)
     model = load(run)
     recipe = load_recipe(Path(run) / "recipe.yaml")
