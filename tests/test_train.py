@@ -268,7 +268,7 @@ def test_fresh_deletes_nothing_in_a_folder_that_is_no_run(recipe, data):
     settings = recipe(run__steps=1)
     (settings.out / "checkpoints").mkdir(parents=True)
     (settings.out / "checkpoints/mine.txt").write_text("precious")
-    with pytest.raises(ZooError, match="is no run, for it has no recipe.yaml, and --fresh would delete what it holds"):
+    with pytest.raises(ZooError, match=r"is no run, for it has no recipe\.yaml, and --fresh would delete what it holds"):
         train(settings, loaded=data, fresh=True)
     assert (settings.out / "checkpoints/mine.txt").read_text() == "precious"
 
