@@ -197,6 +197,7 @@ class TestUsage:
             (["list", "--colour"], "No such option: --colour"),
             (["train"], "Missing argument 'RECIPE'"),
             (["search", "run", "vectors.parquet", "--k", "0"], "Invalid value for '--k': Input should be greater than or equal to 1"),
+            (["validate", "demo", "--rows", "0"], "Invalid value for '--rows': Input should be greater than or equal to 2"),
             (["list", "fusion"], "no list named 'fusion'; did you mean 'fusions'? (have: backbones,"),
             (["info", "gated_lat"], "no part named 'gated_lat'; did you mean 'gated_late'?"),
             (["train", "notellm3"], "no such file, and no shipped recipe named 'notellm3'"),
@@ -318,13 +319,14 @@ class TestVectors:
             (["two.parquet", "--note", "c"], "no note 'c' in two.parquet; its first ids are a, b"),
             (["two.parquet", "--title", "x"], "two.parquet holds vectors of width 2"),
             (["two.parquet", "--image", "gone.png"], "gone.png"),
-            (["other.parquet", "--note", "a"], "other.parquet has no column note_id, vector (it has: id)"),
+            (["other.parquet", "--note", "a"], "zoo: other.parquet has no columns note_id, vector (it has: id)\n"),
             (["lists.parquet", "--note", "a"], "it was not written by zoo embed"),
             (["half.parquet", "--note", "a"], "half.parquet cannot be read as parquet"),
         ):
             code, out, err = zoo("search", finished[0], *arguments)
             assert (code, out) == (2, ""), says
             assert says in err
+            assert err == says or not says.startswith("zoo:")
 
 
 class TestData:

@@ -122,7 +122,7 @@ class TestTrials:
         for arguments, says in (
             (
                 {"overrides": ["seed=3", "out=x"]},
-                ["seed: a study sets it by itself: write seeds", "out: a study sets it by itself"],
+                ["seed: a study sets it by itself: write --seeds N", "out: a study sets it by itself: write --out runs/foo"],
             ),
             (
                 {"grid": {"evaluate.split": ["val"], "run.steps": []}},

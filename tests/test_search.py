@@ -201,3 +201,5 @@ def test_a_folder_of_vectors(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(ZooError, match="holds no vectors"):
         read_vectors(tmp_path / "empty")
+    with pytest.raises(ZooError, match=r"no vectors in .*gone, which does not exist: zoo embed RUN --out .*gone writes them"):
+        read_vectors(tmp_path / "gone")

@@ -90,8 +90,10 @@ def search_notes(
     path = Path(embeddings)
     if not path.exists():
         raise ZooError(f"no embeddings in {path}: write them with: zoo embed {run} --out {path}")
-    _check_model(run, path)
+    made = models_of(path)
+    _check_model(run, path, made)
     index = index_file(path, kind)
+    _tell_nameless(run, made)  # only now: a file without any vectors does not say it either, and is an error
     own = None if note is None else _place(note, index.ids, path)
     x = load(run).encode([query]) if own is None else index.vectors[[own]]
     if x.shape[1] != index.vectors.shape[1]:
@@ -104,13 +106,16 @@ def search_notes(
     return hits
 
 
-def _check_model(run: str | Path, path: Path) -> None:
+def _check_model(run: str | Path, path: Path, made: Mapping[Path, str | None]) -> None:
     """Vectors of two models have nothing to do with each other, though a search in them gives hits like any other."""
-    own, made = model_hash(run), models_of(path)
+    own = model_hash(run)
     if others := [file for file, model in made.items() if model not in (None, own)]:
         raise ZooError(
             f"{others[0]} was made by another model than the one in {run}: name its run, or write it again: zoo embed {run} --out {path}"
         )
+
+
+def _tell_nameless(run: str | Path, made: Mapping[Path, str | None]) -> None:
     if unknown := [file for file, model in made.items() if model is None]:
         logger.warning(
             "%d of %d files of vectors, such as %s, do not say which model made them: unless it was the one in %s, the hits mean nothing",
