@@ -432,9 +432,12 @@ class TestBadInput:
         broken[0].write_bytes(broken[0].read_bytes()[:60])
         broken[1].unlink()
         assert zoo("run", recipe(data=own_data(mine={"low": 0})), "--data", "data")[0] == 0
-        both = f"{broken[0].stem}, {broken[1].stem}"
-        said = f"2 images cannot be decoded, or have more than 67108864 pixels, and count as absent, those of notes {both}"
-        assert said in caplog.messages
+        cut, gone = (path.stem for path in broken)
+        assert (
+            f"1 images cannot be decoded, or have more than 67108864 pixels, and count as absent, those of notes {cut}" in caplog.messages
+        )
+        lost = f"1 images are not found, such as data/mine/images/{gone}.png, and count as absent, those of notes {gone}"
+        assert lost in caplog.messages
         assert json.loads(Path("runs/tiny/metrics.json").read_text())["data"]["images_broken"] == 2
 
     def test_a_loss_that_is_no_number_is_a_failure(self, zoo, monkeypatch):
