@@ -158,6 +158,14 @@ class TestWords:
         assert code == 0
         assert out.startswith(f"Usage: zoo {command}")
 
+    @pytest.mark.parametrize("command", ["train", "run", "compare"])
+    def test_help_says_that_a_run_goes_on(self, zoo, command):
+        said = " ".join(zoo(command, "--help")[1].split())
+        assert "Ctrl-C and SIGTERM end the step, save, and stop; the same command again goes on from there." in said
+
+    def test_help_keeps_the_lines_of_an_example(self, zoo):
+        assert "\n  zoo fetch --unpack all.tar             where there is none\n" in zoo("fetch", "--help")[1]
+
     def test_help_is_light(self):
         heavy = "{'torch', 'transformers', 'pydantic', 'numpy', 'duckdb'}"
         code = f"import sys, zoo.cli; assert not {heavy} & sys.modules.keys(), sys.modules.keys() & {heavy}"
@@ -342,6 +350,11 @@ class TestData:
         assert "the data set 'mine' is looked for in a folder of data folders, and none is given" in err
         assert "--data DIR or ZOO_DATA" in err
         assert zoo("train", "tiny.yaml", "--data", "data", "run.steps=1", "out=a")[0] == 0
+        for command in ("diagnose", "eval", "embed"):
+            code, _, err = zoo(command, "a")
+            assert code == 2
+            assert err.startswith(f"zoo: write: zoo {command} a --data DIR\nthe data set 'mine' is looked for")
+            assert zoo(command, "a", "--data", "elsewhere")[2].startswith("zoo: no folder elsewhere/mine\n")
         monkeypatch.setenv("ZOO_DATA", str(csv.parent))
         assert zoo("train", "tiny.yaml", "run.steps=1", "out=b")[0] == 0
         code, _, err = zoo("train", "tiny.yaml", "--data", "elsewhere", "out=c")
@@ -523,6 +536,21 @@ def test_a_signal_in_the_last_step_ends_the_run(zoo, monkeypatch):
     code, _, err = zoo("run", recipe())
     assert code == 75
     assert err.endswith("zoo: stopped after the last step, with the model in runs/tiny; run the same command again to go on from there\n")
+
+
+def test_ctrl_c_in_a_step_says_what_is_saved(zoo, monkeypatch):
+    write = Log.write
+
+    def first(self, position, values):
+        write(self, position, values)
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(Log, "write", first)
+    code, _, err = zoo("train", recipe())
+    assert code == 130
+    assert err.endswith("zoo: stopped and saved after step 1; run the same command again to go on from there\n")
+    code, _, err = zoo("report", "runs/tiny")
+    assert (code, "training stopped at step 1 of 2" in Path("runs/tiny/report.html").read_text()) == (0, True)
 
 
 @pytest.mark.slow

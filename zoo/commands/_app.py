@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+
+from zoo.errors import Absent
 
 app = typer.Typer(
     name="zoo",
@@ -34,6 +38,17 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a ta
 def root_of(data: Path | None) -> Path | None:
     """The command line alone reads the environment."""
     return data if data is not None else Path(os.environ["ZOO_DATA"]) if os.environ.get("ZOO_DATA") else None
+
+
+@contextmanager
+def where_the_data_is(command: str, data: Path | None) -> Iterator[None]:
+    """Let the message of a data set that is not found, no place being named, begin with the ``command`` that names one."""
+    try:
+        yield
+    except Absent as e:
+        if root_of(data) is not None:
+            raise
+        raise Absent(f"write: {command} --data DIR\n{e}") from e
 
 
 def give(value: Any, out: Path | None) -> None:

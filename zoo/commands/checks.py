@@ -75,6 +75,7 @@ def fetch(
 ) -> None:
     """Download what a recipe reads from a hub, for machines without a network.
 
+    \b
     zoo fetch RECIPE --bundle all.tar      where there is a network
     zoo fetch --unpack all.tar             where there is none
     """
