@@ -29,6 +29,13 @@ def _hears_ctrl_c():
 
 
 @pytest.fixture(autouse=True)
+def _levels():
+    """The command line lets the zoo speak up; no test hears what an earlier one asked for."""
+    logging.getLogger().setLevel(logging.WARNING)
+    logging.getLogger("zoo").setLevel(logging.NOTSET)
+
+
+@pytest.fixture(autouse=True)
 def _seeds():
     random.seed(0)
     np.random.seed(0)
@@ -83,7 +90,4 @@ def command(monkeypatch, capsys):
         assert "Traceback" not in err
         return stop.value.code, out, err
 
-    levels = {name: logging.getLogger(name).level for name in (None, "zoo")}
-    yield call
-    for name, level in levels.items():
-        logging.getLogger(name).setLevel(level)
+    return call
