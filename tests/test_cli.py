@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -573,4 +574,4 @@ def test_an_interrupted_run_says_how_to_go_on():
             process.kill()
     assert process.returncode == 130
     assert "Traceback" not in err
-    assert err.endswith("zoo: interrupted; run the same command again to go on from the last checkpoint\n")
+    assert re.search(r"zoo: stopped and saved after step \d+; run the same command again to go on from there\n$", err)

@@ -263,9 +263,9 @@ def test_shard_needs_company(tmp_path):
         train(load_recipe(written(tmp_path, "run", run__shard=True)[0]))
 
 
-@pytest.mark.parametrize("number, code, says", [(signal.SIGTERM, 75, "stopped and saved after step"), (signal.SIGINT, 130, "interrupted")])
+@pytest.mark.parametrize("number, code", [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
 @pytest.mark.parametrize("to", [os.kill, os.killpg], ids=["alone", "with its workers"])
-def test_a_signal_ends_the_command_with_its_code(tmp_path, number, code, says, to):
+def test_a_signal_ends_the_command_with_its_code(tmp_path, number, code, to):
     recipe, out = written(tmp_path, "run", run__steps=100000, run__workers=1, run__save_every=0)
     process = start(tmp_path, "-m", "zoo", "train", recipe)
     try:
@@ -275,7 +275,7 @@ def test_a_signal_ends_the_command_with_its_code(tmp_path, number, code, says, t
     finally:
         process.kill()
     error = (tmp_path / "error.txt").read_text()
-    assert says in error
+    assert "stopped and saved after step" in error
     assert "Traceback" not in error
     assert len(list((out / "checkpoints").glob("step_*"))) == 1
 
