@@ -52,6 +52,7 @@ def where_the_data_is(command: str, data: Path | None) -> Iterator[None]:
 
 
 def give(value: Any, out: Path | None) -> None:
+    """Print a value as JSON, or write it to ``out`` and print where."""
     if out is None:
         typer.echo(json.dumps(value, indent=1, ensure_ascii=False, default=str))
         return
@@ -61,6 +62,7 @@ def give(value: Any, out: Path | None) -> None:
 
 
 def table(records: list[dict[str, Any]]) -> str:
+    """Records of metrics, one or more, as aligned text: a row each."""
     columns = [
         c for c in ("arm", "protocol", "subset", "input", "k", "recall", "interval", "queries") if c == "interval" or c in records[0]
     ]
