@@ -3,6 +3,7 @@
 import logging
 import os
 import random
+import signal
 import socket
 import sys
 
@@ -18,6 +19,20 @@ LOOPBACK = ("127.0.0.1", "::1", "localhost", "", None)
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread():
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _hears_ctrl_c():
+    """Also where a shell runs the tests in its background, and has them ignore it."""
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(autouse=True)
+def _levels():
+    """The command line lets the zoo speak up; no test hears what an earlier one asked for."""
+    logging.getLogger().setLevel(logging.WARNING)
+    logging.getLogger("zoo").setLevel(logging.NOTSET)
 
 
 @pytest.fixture(autouse=True)
@@ -75,7 +90,4 @@ def command(monkeypatch, capsys):
         assert "Traceback" not in err
         return stop.value.code, out, err
 
-    levels = {name: logging.getLogger(name).level for name in (None, "zoo")}
-    yield call
-    for name, level in levels.items():
-        logging.getLogger(name).setLevel(level)
+    return call

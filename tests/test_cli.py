@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -158,6 +159,14 @@ class TestWords:
         assert code == 0
         assert out.startswith(f"Usage: zoo {command}")
 
+    @pytest.mark.parametrize("command", ["train", "run", "compare"])
+    def test_help_says_that_a_run_goes_on(self, zoo, command):
+        said = " ".join(zoo(command, "--help")[1].split())
+        assert "Ctrl-C and SIGTERM end the step, save, and stop; the same command again goes on from there." in said
+
+    def test_help_keeps_the_lines_of_an_example(self, zoo):
+        assert "\n  zoo fetch --unpack all.tar             where there is none\n" in zoo("fetch", "--help")[1]
+
     def test_help_is_light(self):
         heavy = "{'torch', 'transformers', 'pydantic', 'numpy', 'duckdb'}"
         code = f"import sys, zoo.cli; assert not {heavy} & sys.modules.keys(), sys.modules.keys() & {heavy}"
@@ -197,6 +206,7 @@ class TestUsage:
             (["list", "--colour"], "No such option: --colour"),
             (["train"], "Missing argument 'RECIPE'"),
             (["search", "run", "vectors.parquet", "--k", "0"], "Invalid value for '--k': Input should be greater than or equal to 1"),
+            (["validate", "demo", "--rows", "0"], "Invalid value for '--rows': Input should be greater than or equal to 2"),
             (["list", "fusion"], "no list named 'fusion'; did you mean 'fusions'? (have: backbones,"),
             (["info", "gated_lat"], "no part named 'gated_lat'; did you mean 'gated_late'?"),
             (["train", "notellm3"], "no such file, and no shipped recipe named 'notellm3'"),
@@ -318,13 +328,14 @@ class TestVectors:
             (["two.parquet", "--note", "c"], "no note 'c' in two.parquet; its first ids are a, b"),
             (["two.parquet", "--title", "x"], "two.parquet holds vectors of width 2"),
             (["two.parquet", "--image", "gone.png"], "gone.png"),
-            (["other.parquet", "--note", "a"], "other.parquet has no column note_id, vector (it has: id)"),
+            (["other.parquet", "--note", "a"], "zoo: other.parquet has no columns note_id, vector (it has: id)\n"),
             (["lists.parquet", "--note", "a"], "it was not written by zoo embed"),
             (["half.parquet", "--note", "a"], "half.parquet cannot be read as parquet"),
         ):
             code, out, err = zoo("search", finished[0], *arguments)
             assert (code, out) == (2, ""), says
             assert says in err
+            assert err == says or not says.startswith("zoo:")
 
 
 class TestData:
@@ -340,6 +351,11 @@ class TestData:
         assert "the data set 'mine' is looked for in a folder of data folders, and none is given" in err
         assert "--data DIR or ZOO_DATA" in err
         assert zoo("train", "tiny.yaml", "--data", "data", "run.steps=1", "out=a")[0] == 0
+        for command in ("diagnose", "eval", "embed"):
+            code, _, err = zoo(command, "a")
+            assert code == 2
+            assert err.startswith(f"zoo: write: zoo {command} a --data DIR\nthe data set 'mine' is looked for")
+            assert zoo(command, "a", "--data", "elsewhere")[2].startswith("zoo: no folder elsewhere/mine\n")
         monkeypatch.setenv("ZOO_DATA", str(csv.parent))
         assert zoo("train", "tiny.yaml", "run.steps=1", "out=b")[0] == 0
         code, _, err = zoo("train", "tiny.yaml", "--data", "elsewhere", "out=c")
@@ -430,9 +446,12 @@ class TestBadInput:
         broken[0].write_bytes(broken[0].read_bytes()[:60])
         broken[1].unlink()
         assert zoo("run", recipe(data=own_data(mine={"low": 0})), "--data", "data")[0] == 0
-        both = f"{broken[0].stem}, {broken[1].stem}"
-        said = f"2 images cannot be decoded, or have more than 67108864 pixels, and count as absent, those of notes {both}"
-        assert said in caplog.messages
+        cut, gone = (path.stem for path in broken)
+        assert (
+            f"1 images cannot be decoded, or have more than 67108864 pixels, and count as absent, those of notes {cut}" in caplog.messages
+        )
+        lost = f"1 images are not found, such as data/mine/images/{gone}.png, and count as absent, those of notes {gone}"
+        assert lost in caplog.messages
         assert json.loads(Path("runs/tiny/metrics.json").read_text())["data"]["images_broken"] == 2
 
     def test_a_loss_that_is_no_number_is_a_failure(self, zoo, monkeypatch):
@@ -520,6 +539,21 @@ def test_a_signal_in_the_last_step_ends_the_run(zoo, monkeypatch):
     assert err.endswith("zoo: stopped after the last step, with the model in runs/tiny; run the same command again to go on from there\n")
 
 
+def test_ctrl_c_in_a_step_says_what_is_saved(zoo, monkeypatch):
+    write = Log.write
+
+    def first(self, position, values):
+        write(self, position, values)
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(Log, "write", first)
+    code, _, err = zoo("train", recipe())
+    assert code == 130
+    assert err.endswith("zoo: stopped and saved after step 1; run the same command again to go on from there\n")
+    code, _, err = zoo("report", "runs/tiny")
+    assert (code, "training stopped at step 1 of 2" in Path("runs/tiny/report.html").read_text()) == (0, True)
+
+
 @pytest.mark.slow
 def test_an_interrupted_run_says_how_to_go_on():
     """Ctrl-C in the middle of the training: 130, no traceback, and the folder can be resumed."""
@@ -540,4 +574,4 @@ def test_an_interrupted_run_says_how_to_go_on():
             process.kill()
     assert process.returncode == 130
     assert "Traceback" not in err
-    assert err.endswith("zoo: interrupted; run the same command again to go on from the last checkpoint\n")
+    assert re.search(r"zoo: stopped and saved after step \d+; run the same command again to go on from there\n$", err)

@@ -122,7 +122,7 @@ class TestTrials:
         for arguments, says in (
             (
                 {"overrides": ["seed=3", "out=x"]},
-                ["seed: a study sets it by itself: write seeds", "out: a study sets it by itself"],
+                ["seed: a study sets it by itself: write --seeds N", "out: a study sets it by itself: write --out runs/foo"],
             ),
             (
                 {"grid": {"evaluate.split": ["val"], "run.steps": []}},
@@ -353,6 +353,7 @@ class TestFailures:
         assert found_in(whole)["n"] == 1
         assert found_in(whole)["difference"] is None  # from a reference that has no numbers
         assert "seed 0 failed" in study.table
+        assert "tiny, objective.alpha=9 has no result, so there are no differences: name another cell with --against." in study.table
         assert plan([TINY], **asked).startswith("failed tiny, objective.alpha=9, seed 0\n")
         monkeypatch.undo()
         assert compare([TINY], **asked).failed == []  # it is tried again

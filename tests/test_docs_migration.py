@@ -7,7 +7,6 @@ from pathlib import Path
 import open_clip
 import pytest
 import torch
-from PIL import Image
 
 import zoo
 from zoo.models.notellm2 import NoteLLM2
@@ -42,7 +41,6 @@ def demo(tmp_path, monkeypatch):
     model = zoo.build("notellm2", **TINY)
     model.trained = True
     zoo.save(model, tmp_path / "runs/demo")
-    Image.new("RGB", (20, 30), "red").save(tmp_path / "cup.jpg")
     monkeypatch.chdir(tmp_path)
 
 
@@ -64,6 +62,13 @@ def test_from_open_clip(tmp_path, capsys):
         made = run("from_open_clip", small)
     assert capsys.readouterr().out == "(3, 64)\n"
     assert not torch.tensor(made["vectors"]).isnan().any()
+
+
+def test_the_parts_that_download_nothing():
+    found = dict(re.findall(r'`(vision|backbone)="([^"]+)"', PAGES["from_open_clip"].partition("```python")[0]))
+    assert found == {"vision": "open_clip:ViT-B-32", "backbone": "tiny_lm"}
+    with torch.device("meta"):
+        zoo.build("notellm2", **found, connector="qformer", fusion=["micl", "gated_late"], language="en")
 
 
 def test_the_tag_of_the_page_exists():

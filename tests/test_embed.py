@@ -100,3 +100,13 @@ def test_fewer_hits_than_asked_for_are_said(runs, vectors, caplog, monkeypatch):
 def test_no_notes_at_a_time(runs, tmp_path):
     with pytest.raises(ZooError, match="batch_size = 0: write 1 or more"):
         embed_notes(runs[0], tmp_path / "v.parquet", notes=tmp_path, batch_size=0)
+
+
+@pytest.mark.parametrize(
+    "out, says", [(".", r"--out .* is a folder: write the name of a file in it"), ("file/v.parquet", "cannot be written")]
+)
+def test_where_the_vectors_go_is_looked_at_first(runs, tmp_path, monkeypatch, out, says):
+    (tmp_path / "file").touch()
+    monkeypatch.setattr("zoo.embed.load", lambda _: pytest.fail("the model is loaded"))
+    with pytest.raises(ZooError, match=says):
+        embed_notes(runs[0], tmp_path / out)

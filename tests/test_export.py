@@ -167,9 +167,11 @@ def test_a_model_that_no_graph_can_hold(tmp_path, monkeypatch):
     [
         ("model", None, r"model is no name of an ONNX file: write .*model\.onnx"),
         ("model.onnx", "word", r"no embedding 'word' \(it gives: note, visual\)"),
+        ("file/model.onnx", None, r"--out .*/file/model\.onnx cannot be written \(.*\): write a place that can"),
     ],
 )
 def test_what_is_asked_for_wrongly(tmp_path, out, output, says):
+    (tmp_path / "file").touch()
     with pytest.raises(ZooError, match=says):
         export_onnx(tiny(), tmp_path / out, output=output)
 

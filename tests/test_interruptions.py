@@ -148,7 +148,7 @@ def test_workers_leave_signals_to_the_run():
     try:
         in_worker(0)
         assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
-        assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+        assert signal.getsignal(signal.SIGTERM) == signal.SIG_IGN
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

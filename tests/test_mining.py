@@ -208,6 +208,10 @@ def test_what_cannot_be_mined_is_said_and_nothing_is_written(tmp_path):
     says(good, r"no pair is left of 1 co-clicked ones: 1 score less than low=2.0", rule=Mine(low=2.0))
     says(good, r"pairs are written as parquet: name the file pairs.parquet", out=tmp_path / "pairs.csv")
     says(good, r"memory='much' is no size: write '2GB'", memory="much")
+    (tmp_path / "file").touch()
+    says(good, r"--out .*file/p.parquet cannot be written", out=tmp_path / "file/p.parquet")
+    in_splits = "user_id,note_id,timestamp,split\n1,a,0,train\n1,b,1,test\n2,b,1,\n"
+    says(in_splits, r"^clicks.csv: no click of split 'nope' \(have: test, train\)$", split="nope")
     (tmp_path / "clicks.csv").write_bytes("user_id,note_id,timestamp\n1,a,0\n1,café,1\n".encode("latin-1"))
     with pytest.raises(ZooError, match=r"clicks.csv: line 3 is not UTF-8: save it again as UTF-8"):
         mine(tmp_path / "clicks.csv")

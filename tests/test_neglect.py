@@ -298,6 +298,7 @@ class TestStages:
         (folder,) = kept(cache)
         folder.rename(folder.with_name("elsewhere"))
         caplog.set_level(logging.INFO, logger="zoo")
+        caplog.clear()
         asked, lock = [], FileLock(cache / f".{folder.name}.lock", thread_local=False)
         lock.acquire()
 

@@ -105,6 +105,13 @@ class TestVariants:
         if "visual" in model.outputs:
             assert torch.equal(out.present["visual"], image)
 
+    @variants
+    def test_nothing_with_a_gradient_is_a_view(self, fusion):
+        """FSDP2 hooks what a model returns, and an operation in place on a view would drop the hook."""
+        model = build(fusion).train()
+        out = model(batch_of(model, ROWS))
+        assert [x for x in [*out.embeddings.values(), *(t.tokens for t in out.tokens.values())] if x._base is not None] == []
+
     def test_without_dim_the_state_itself_is_the_embedding(self):
         model = build("micl", dim=None)
         assert (model.dim, model(batch_of(model, ROWS)).embeddings["note"].shape[1]) == (32, 32)

@@ -116,6 +116,34 @@ def test_broken_images_are_found_listed_and_absent(tmp_path, caplog):
     assert data.statistics["images_broken"] == 3
 
 
+def test_images_that_are_not_there_are_told_apart_from_broken_ones(tmp_path, caplog):
+    root = folder(tmp_path, notes=notes_table(image=["a.png", "gone.png", "cut.png", None, "images", "far/b.png"]))
+    (tmp_path / "set/images").mkdir()
+    (tmp_path / "set/a.png").write_bytes(png())
+    (tmp_path / "set/cut.png").write_bytes(png()[:40])
+    with caplog.at_level(logging.WARNING, "zoo.data"):
+        assert notes(root).broken == ["n1", "n2", "n4", "n5"]
+    lost = f"3 images are not found, such as {tmp_path}/set/gone.png, and count as absent, those of notes n1, n4, n5"
+    assert caplog.messages == [
+        lost,
+        "1 images cannot be decoded, or have more than 67108864 pixels, and count as absent, those of notes n2",
+    ]
+
+
+@pytest.mark.parametrize(
+    "images, says",
+    [
+        (["a.png"] * 5 + [None], "NOT ONE of the 5 images can be used, and models learn from text alone: their paths begin in {}: is that"),
+        ([b"x"] * 6, "NOT ONE of the 6 images can be used, and models learn from text alone: does column 'image' hold image files?"),
+    ],
+)
+def test_a_data_set_whose_images_are_all_unusable(tmp_path, caplog, images, says):
+    with caplog.at_level(logging.ERROR, "zoo.data"):
+        notes(folder(tmp_path, notes=notes_table(image=images)))
+    (record,) = (r for r in caplog.records if r.levelno == logging.ERROR)
+    assert record.getMessage().startswith(says.format(tmp_path / "set"))
+
+
 def test_images_too_large_for_an_encoder_are_absent_before_they_are_decoded(tmp_path, monkeypatch):
     table = notes_table(image=[None] * 5 + ["../large.png"])
     root = folder(tmp_path, notes=table)

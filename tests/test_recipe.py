@@ -246,6 +246,28 @@ class TestFaults:
         said = message("demoo")
         assert said.startswith("no such file, and no shipped recipe named 'demoo'; did you mean 'demo'?")
 
+    def test_what_is_there_and_no_file(self, tmp_path):
+        assert message(tmp_path).startswith(f"{tmp_path} is a folder, and no shipped recipe named ")
+        assert message("/dev/null").startswith("/dev/null is no regular file, and no shipped recipe named '/dev/null'")
+
+    @pytest.mark.parametrize("below", ["", "/runs/a"])
+    def test_the_run_folder_is_a_file(self, tmp_path, below):
+        (tmp_path / "file").touch()
+        assert message({**SMALL, "out": f"{tmp_path}/file{below}"}) == f"recipe: out: {tmp_path}/file is a file; write a folder"
+
+    def test_an_override_of_nothing(self):
+        assert "override 'run.steps=': nothing stands after the sign: for no value write run.steps=null" in message(SMALL, "run.steps=")
+
+    @pytest.mark.parametrize("written", ["nan", ".nan", "inf", ".inf", "-.inf"])
+    @pytest.mark.parametrize("key", ["optimizer.lr", "optimizer.eps"])
+    def test_a_number_that_is_none(self, key, written):
+        assert message(SMALL, f"{key}={written}").endswith(": write a finite number")
+
+    def test_another_k_needs_another_floor(self):
+        said = message({**SMALL, "floor": {"recall@10": 0.2}}, "evaluate.k=[1]", "evaluate.main.k=1")
+        assert said.startswith("recipe: floor.recall@10: no metric named 'recall@10'")
+        assert said.endswith('(have: recall@1), or write "floor={}" for none')
+
     def test_not_a_text_file(self, tmp_path):
         (tmp_path / "r.yaml").write_bytes(b"model: \xff")
         assert message(tmp_path / "r.yaml") == f"{tmp_path}/r.yaml: not a text file: byte 7 is not UTF-8"

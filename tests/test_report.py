@@ -159,6 +159,25 @@ def test_an_evaluation_without_baselines(run: Path) -> None:
     assert "VERDICT" not in text
 
 
+def test_a_run_that_has_not_ended_says_where_it_stopped(run: Path, caplog: pytest.LogCaptureFixture) -> None:
+    def said() -> list[str]:
+        caplog.clear()
+        text = page(run).text
+        assert all(says in text for says in caplog.messages)
+        return caplog.messages
+
+    again = f", unless it is running still; to go on, write the same command again, or: zoo run {run}/recipe.yaml"
+    assert said() == []
+    (run / "metrics.json").unlink()
+    assert said() == [f"training stopped at step 59{again}"]
+    write_text(run / "recipe.yaml", "run: {steps: 400}")
+    (run / "checkpoints/step_00000063").mkdir(parents=True)
+    write_text(run / "arms/late/recipe.yaml", "run: {steps: 300}")
+    assert said() == [f"training stopped at step 63 of 400{again}", f"arm late: training stopped at step 0 of 300{again}"]
+    (run / "model.json").touch()
+    assert len(said()) == 1
+
+
 def test_a_log_may_end_in_the_middle_of_a_line(run: Path) -> None:
     with (run / "log.jsonl").open("a") as file:
         file.write('{"step": 61, "lo')

@@ -168,7 +168,7 @@ def test_the_code_of_the_page_runs(tmp_path, monkeypatch, capsys):
     page = (Path(__file__).parents[1] / "docs/scale.md").read_text(encoding="utf-8")
     (code,) = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
     monkeypatch.chdir(tmp_path)
-    write_vectors(tmp_path / "vectors/items-0.parquet", range(50), unit(50))
+    write_vectors(tmp_path / "items.parquet", range(50), unit(50))
     exec(code, {})
     assert capsys.readouterr().out == "1.0\n"
 
@@ -201,3 +201,5 @@ def test_a_folder_of_vectors(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(ZooError, match="holds no vectors"):
         read_vectors(tmp_path / "empty")
+    with pytest.raises(ZooError, match=r"no vectors in .*gone, which does not exist: zoo embed RUN --out .*gone writes them"):
+        read_vectors(tmp_path / "gone")

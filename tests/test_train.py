@@ -265,6 +265,22 @@ def test_fresh_starts_over(recipe, data):
     assert (settings.out / "mine.txt").exists()
 
 
+def test_fresh_deletes_nothing_in_a_folder_that_is_no_run(recipe, data):
+    settings = recipe(run__steps=1)
+    (settings.out / "checkpoints").mkdir(parents=True)
+    (settings.out / "checkpoints/mine.txt").write_text("precious")
+    with pytest.raises(ZooError, match=r"is no run, for it has no recipe\.yaml, and --fresh would delete what it holds"):
+        train(settings, loaded=data, fresh=True)
+    assert (settings.out / "checkpoints/mine.txt").read_text() == "precious"
+
+
+def test_others_may_read_the_weights_as_they_may_read_the_rest(recipe, data):
+    out = recipe(run__steps=1).out
+    train(recipe(run__steps=1), loaded=data)
+    modes = {path.stat().st_mode for path in out.rglob("*") if path.is_file()}
+    assert len(modes) == 1
+
+
 def test_a_model_of_another_recipe_is_not_overwritten(recipe, data):
     train(recipe(run__steps=1), loaded=data)
     shutil.rmtree(recipe().out / "checkpoints")

@@ -284,7 +284,7 @@ class TestRows:
 
     @pytest.mark.parametrize("rows", [0, 3, -2])
     def test_rows_are_pairs(self, rows):
-        with pytest.raises(ZooError, match=f"rows: {rows} rows are no pairs: write an even number"):
+        with pytest.raises(ZooError, match=f"rows: {rows} rows are no pairs: write 2 or more, even"):
             validate(tiny(), rows=rows)
 
     def test_without_data_rows_are_made_up_and_marked(self):

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from zoo.distributed import spread_like
 from zoo.errors import Failure, ZooError
-from zoo.files import room, sync, write_json
+from zoo.files import open_to_others, room, sync, write_json
 
 FILES = ("step.safetensors", "training.pt")
 
@@ -67,6 +67,7 @@ def save_checkpoint(
             shutil.rmtree(left)
         beside.mkdir(parents=True)
         save_file(unshared(state), beside / FILES[0])
+        open_to_others(beside / FILES[0])
         torch.save({"optimizer": optimizer, "random": list(random)}, beside / FILES[1])
         for name in FILES:
             sync(beside / name)

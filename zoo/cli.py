@@ -40,9 +40,19 @@ def main() -> None:
     except SystemExit as e:
         if e.code not in STOPPED:
             raise
+        if said := _said(e):
+            _stop(said, e.code)
         trains = sys.argv[1:2] in (["train"], ["run"], ["compare"])
         advice = "; run the same command again to go on from the last checkpoint" if trains else ""
         _stop(f"{STOPPED[e.code]}{advice}", e.code)
+
+
+def _said(exit: BaseException) -> str:
+    """What the Ctrl-C that led to ``exit`` says of itself, such as the step that a run has saved."""
+    cause: BaseException | None = exit
+    while cause is not None and not isinstance(cause, KeyboardInterrupt):
+        cause = cause.__cause__ or cause.__context__
+    return str(cause) if cause is not None else ""
 
 
 def _stop(message: str, code: int) -> NoReturn:

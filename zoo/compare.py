@@ -218,7 +218,10 @@ def markdown(numbers: Mapping[str, Any]) -> str:
     main = numbers["main"]
     headline = (main["protocol"], "all", "both", main["k"])
     title = f"Recall@{main['k']}, {main['protocol']}, split {numbers['split']}; mean ± standard deviation over n seeds"
-    lines = [f"# {title}", "", f"Difference: from {numbers['reference']}, paired over queries, with its 95 % interval.", ""]
+    difference = f"Difference: from {numbers['reference']}, paired over queries, with its 95 % interval."
+    if not next(cell for cell in numbers["cells"] if cell["cell"] == numbers["reference"])["metrics"]:
+        difference = f"{numbers['reference']} has no result, so there are no differences: name another cell with --against."
+    lines = [f"# {title}", "", difference, ""]
     heads = ["cell", "n", f"recall@{main['k']}", "difference", "outcome", "parameters", "seconds", "remarks"]
     mixed = len({commit for cell in numbers["cells"] for commit in _commits(cell)}) > 1
     lines += _table(heads, [_headline(cell, headline, numbers["budget_seconds"], mixed) for cell in numbers["cells"]])

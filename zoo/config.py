@@ -150,8 +150,13 @@ def _check_value(hint: Any, value: Any, lookup: Lookup, path: tuple[str | int, .
     try:
         return TypeAdapter(hint, config=None if fixed else _LOOSE).validate_python(value), []
     except ValidationError as e:
-        said = [((*path, *_reached(value, f["loc"])), f["msg"], f["input"]) for f in _one_each(e)]
-        return value, [Fault(where, f"{got!r}: {message[0].lower()}{message[1:]}") for where, message, got in said]
+        return value, [Fault((*path, *_reached(value, f["loc"])), f"{f['input']!r}: {_says(f)}") for f in _one_each(e)]
+
+
+def _says(fault: Any) -> str:
+    """Pydantic's message as ours."""
+    message: str = fault["msg"]
+    return "write a finite number" if fault["type"] == "finite_number" else f"{message[0].lower()}{message[1:]}"
 
 
 def section_of(hint: Any) -> Any:

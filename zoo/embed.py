@@ -11,6 +11,7 @@ from zoo.config import split_spec
 from zoo.data._collection import read_notes
 from zoo.errors import ZooError
 from zoo.evaluate.retrieval import Input
+from zoo.files import check_target
 from zoo.hub import load, model_hash
 from zoo.recipe import load_recipe
 from zoo.run import Shown, embed, load_data
@@ -41,6 +42,7 @@ def embed_notes(
     """
     if batch_size < 1:
         raise ZooError(f"batch_size = {batch_size}: write 1 or more")
+    check_target(Path(out), "--out")
     made_by = model_hash(run)
     model = load(run)
     recipe = load_recipe(Path(run) / "recipe.yaml")
@@ -88,8 +90,10 @@ def search_notes(
     path = Path(embeddings)
     if not path.exists():
         raise ZooError(f"no embeddings in {path}: write them with: zoo embed {run} --out {path}")
-    _check_model(run, path)
+    made = models_of(path)
+    _check_model(run, path, made)
     index = index_file(path, kind)
+    _tell_nameless(run, made)  # only now: a file without any vectors does not say it either, and is an error
     own = None if note is None else _place(note, index.ids, path)
     x = load(run).encode([query]) if own is None else index.vectors[[own]]
     if x.shape[1] != index.vectors.shape[1]:
@@ -102,13 +106,16 @@ def search_notes(
     return hits
 
 
-def _check_model(run: str | Path, path: Path) -> None:
+def _check_model(run: str | Path, path: Path, made: Mapping[Path, str | None]) -> None:
     """Vectors of two models have nothing to do with each other, though a search in them gives hits like any other."""
-    own, made = model_hash(run), models_of(path)
+    own = model_hash(run)
     if others := [file for file, model in made.items() if model not in (None, own)]:
         raise ZooError(
             f"{others[0]} was made by another model than the one in {run}: name its run, or write it again: zoo embed {run} --out {path}"
         )
+
+
+def _tell_nameless(run: str | Path, made: Mapping[Path, str | None]) -> None:
     if unknown := [file for file, model in made.items() if model is None]:
         logger.warning(
             "%d of %d files of vectors, such as %s, do not say which model made them: unless it was the one in %s, the hits mean nothing",

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from zoo.collate import RowCollate
 from zoo.errors import Failure, ZooError
-from zoo.files import write_json
+from zoo.files import check_target, write_json
 from zoo.types import Batch, ModalityInputs, Row
 
 TOLERANCE = 1e-4  # in each feature of a vector of length 1: float32 sums in another order differ by 1e-7 in small models, 1e-5 in deep ones
@@ -54,6 +54,7 @@ def export_onnx(model: Any, out: str | Path, *, output: str | None = None) -> Pa
         raise ZooError(f"{out} is no name of an ONNX file: write {out.with_suffix('.onnx')}")
     if name not in model.outputs:
         raise ZooError(f"this model gives no embedding {name!r} (it gives: {', '.join(model.outputs)})")
+    check_target(out, "--out")
     model = model.cpu().float().eval()
     rows = _examples(model)
     feed = _tensors(model, rows)

@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 from filelock import FileLock, Timeout
 
+from zoo.errors import ZooError
+
 logger = logging.getLogger("zoo.files")
 
 
@@ -77,6 +79,35 @@ def sync(path: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+def open_to_others(path: Path) -> None:
+    """Give a file that a library wrote for its owner alone, as safetensors does, the rights of any other new file here."""
+    new = path.with_name(f"{path.name}.{os.getpid()}.new")
+    new.touch()
+    path.chmod(new.stat().st_mode & 0o777)
+    new.unlink()
+
+
+def check_target(path: Path, says: str) -> None:
+    """Whether a file can be written there, asked before the work that fills it.
+
+    Args:
+        path: The file; its folder is made if it is missing.
+        says: The option that named it.
+
+    Raises:
+        ZooError: If it is a folder, or nothing can be written beside it.
+    """
+    if path.is_dir():
+        raise ZooError(f"{says} {path} is a folder: write the name of a file in it")
+    beside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside.touch()
+        beside.unlink()
+    except OSError as e:
+        raise ZooError(f"{says} {path} cannot be written ({e.strerror}): write a place that can") from e
 
 
 def room(folder: Path) -> str:

@@ -21,7 +21,7 @@ from zoo.card import LIBRARY, card
 from zoo.checkpoint import unshared
 from zoo.config import split_spec
 from zoo.errors import Failure, ZooError
-from zoo.files import room, sync, write_json
+from zoo.files import open_to_others, room, sync, write_json
 from zoo.registry import build, entry
 
 WEIGHTS, ABOUT = "model.safetensors", "model.json"
@@ -56,6 +56,7 @@ def save(model: Any, folder: str | Path, state: Mapping[str, Tensor] | None = No
     state = unshared(_plain(model) if state is None else state)
     try:
         save_file(state, beside)
+        open_to_others(beside)
         sync(beside)
         (folder / ABOUT).unlink(missing_ok=True)  # until the new one is there, the folder is no model
         beside.replace(folder / WEIGHTS)

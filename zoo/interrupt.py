@@ -74,6 +74,9 @@ def stop(number: int, message: str) -> None:
 
 
 def in_worker(_: int) -> None:
-    """Make a data loader's worker leave signals to the process that owns it, which ends it when it ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    """Make a data loader's worker leave signals to the process that owns it; a scheduler or a terminal sends them to both.
+
+    A worker that fell to one would be taken for a fault while its owner saves. It ends when it has no owner, or is told that all is done.
+    """
+    for number in _SIGNALS:
+        signal.signal(number, signal.SIG_IGN)

@@ -31,4 +31,4 @@ def loaded(loader: DataLoader[T]) -> Iterator[T]:
         raise Failure(
             f"a process that loads data ended by itself ({e}): most often the machine has run out of memory; lower run.workers or "
             "run.batch_size, and run the same command again to go on from what was saved"
-        ) from e
+        ) from e.with_traceback(None)  # its frames hold the loader, and torch may tell of its worker again when another process ends

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, is_dataclass
 from dataclasses import fields as fields_of
@@ -73,10 +74,12 @@ def load_recipe(recipe: str | Path | Mapping[str, Any] | Recipe, *overrides: str
         key, equals, text = override.partition("=")
         value = Source.read(f"override {override!r}", text)
         source.faults += [Fault((), f"{value.name}: {f.says}") for f in value.faults]
-        if equals:
-            source.override(key, value.values, value.name)
-        else:
+        if not equals:
             source.faults.append(Fault((), f"{value.name}: write key=value"))
+        elif not text.strip():
+            source.faults.append(Fault((), f"{value.name}: nothing stands after the sign: for no value write {key}=null"))
+        else:
+            source.override(key, value.values, value.name)
     for key, value in keywords.items():
         source.override(key.replace("__", "."), plain(value), f"{key}={value!r}")
     fields, faults = _check(source.values)
@@ -136,7 +139,8 @@ def _source(recipe: str | Path | Mapping[str, Any] | Recipe) -> Source:
     file = Path(recipe)
     if not file.is_file():
         if str(recipe) not in recipes():
-            raise ZooError(f"no such file, and {unknown('shipped recipe', str(recipe), recipes())}")
+            seen = f"{file} is a folder" if file.is_dir() else f"{file} is no regular file" if file.exists() else "no such file"
+            raise ZooError(f"{seen}, and {unknown('shipped recipe', str(recipe), recipes())}")
         file = _home() / f"{recipe}.yaml"
     try:
         source = Source.read(str(file), file.read_text(encoding="utf-8"))
@@ -175,6 +179,9 @@ def _contradictions(fields: Mapping[str, Any]) -> list[Fault]:
     run, evaluate = fields.get("run", Run()), fields.get("evaluate", Evaluate())
     if isinstance(run, Run) and run.steps is None and run.epochs is None:
         faults.append(Fault(("run",), "neither 'steps' nor 'epochs': write one of them"))
+    out = fields.get("out", Recipe.out)
+    if isinstance(out, Path) and (file := next((place for place in (out, *out.parents) if os.path.isfile(place)), None)) is not None:
+        faults.append(Fault(("out",), f"{file} is a file; write a folder"))
     if not isinstance(evaluate, Evaluate):
         return faults
     if evaluate.main.protocol not in evaluate.protocols:
@@ -184,7 +191,8 @@ def _contradictions(fields: Mapping[str, Any]) -> list[Fault]:
     if evaluate.main.k not in evaluate.k:
         faults.append(Fault(("evaluate", "main", "k"), f"{evaluate.main.k} is none of evaluate.k, {list(evaluate.k)}"))
     floors = [f"recall@{k}" for k in evaluate.k]
-    return faults + [Fault(("floor", key), unknown("metric", key, floors)) for key in fields.get("floor", {}) if key not in floors]
+    lost = [key for key in fields.get("floor", {}) if key not in floors]
+    return faults + [Fault(("floor", key), f'{unknown("metric", key, floors)}, or write "floor={{}}" for none') for key in lost]
 
 
 def _check_arms(values: dict[str, Any], known: list[Fault]) -> list[Fault]:

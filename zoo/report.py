@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,15 @@ import numpy as np
 import torch
 from PIL import Image
 
+from zoo.checkpoint import checkpoints
 from zoo.errors import ZooError
 from zoo.evaluate import diagnosis_plots, plots
 from zoo.evaluate.retrieval import topk
 from zoo.files import write_bytes, write_text
+from zoo.source import Source
 from zoo.types import PairData, Row
 
+logger = logging.getLogger("zoo.report")
 _TEMPLATE = Path(__file__).with_name("report.html")
 _SUBSETS = {"all": "All", "short_query": "Short query", "short_target": "Short target"}
 _INPUTS = {"both": "", "text": "text only", "image": "image only"}
@@ -30,7 +34,7 @@ def report(folder: Path) -> Path:
     """Write ``report.html`` from what a run left in ``folder``, and its pictures as ``plots/*.png``.
 
     The page is one file: pictures are inside it, nothing is loaded and no script runs. What the run did not leave (no
-    examples, no evaluation yet) has no section.
+    examples, no evaluation yet) has no section. That a training has not ended is said in it, and logged.
 
     Args:
         folder: Holds any of ``recipe.yaml``, ``log.jsonl``, ``metrics.json``, ``examples.json``, ``diagnosis.json``, ``arms/*/log.jsonl``.
@@ -46,6 +50,9 @@ def report(folder: Path) -> Path:
     logs = _logs(folder, metrics)
     if not (metrics or logs or recipe.is_file()):
         raise ZooError(f"{folder} holds no run: expected recipe.yaml, log.jsonl or metrics.json in it")
+    unfinished = [] if metrics else _unfinished(folder)
+    for says in unfinished:
+        logger.warning("%s", says)
     diagnosis = _read_json(folder / "diagnosis.json") or {}
     pictures = _pictures(metrics, logs) | diagnosis_plots.pictures(diagnosis)
     for name, png in pictures.items():
@@ -54,6 +61,7 @@ def report(folder: Path) -> Path:
     content = page.render(
         name=folder.resolve().name,
         verdict=metrics.get("verdict"),
+        unfinished=unfinished,
         main=_main(metrics),
         comparisons=metrics.get("comparisons", []),
         tables=_tables(metrics),
@@ -134,6 +142,26 @@ def _logs(folder: Path, metrics: Mapping[str, Any]) -> dict[str, list[dict[str, 
     files = {main: folder / "log.jsonl"} | {arm: folder / "arms" / arm / "log.jsonl" for arm in arms if arm != main}
     logs = {name: _losses(path) for name, path in files.items() if path.is_file()}
     return {name: lines for name, lines in logs.items() if lines}
+
+
+def _unfinished(folder: Path) -> list[str]:
+    """Where the run and its arms stopped, in words, of those that have begun and left no model."""
+    said = []
+    for place in (folder, *sorted(folder.glob("arms/*"))):
+        recipe = place / "recipe.yaml"
+        if not recipe.is_file() or (place / "model.json").is_file():
+            continue
+        written = Source.read(recipe.name, recipe.read_text(encoding="utf-8")).values
+        run = written.get("run") if isinstance(written, Mapping) else None
+        steps = run.get("steps") if isinstance(run, Mapping) else None
+        logged = _losses(place / "log.jsonl") if (place / "log.jsonl").is_file() else []
+        saved = checkpoints(place / "checkpoints")
+        step = max(logged[-1]["step"] if logged else 0, int(saved[-1].name.removeprefix("step_")) if saved else 0)
+        said.append(
+            f"{'' if place == folder else f'arm {place.name}: '}training stopped at step {step}{'' if steps is None else f' of {steps}'},"
+            f" unless it is running still; to go on, write the same command again, or: zoo run {folder / 'recipe.yaml'}"
+        )
+    return said
 
 
 def _losses(path: Path) -> list[dict[str, Any]]:

@@ -11,8 +11,8 @@ from pydantic import Field
 from zoo.config import Fraction, Positive
 
 NotNegative = Annotated[int, Field(ge=0)]
-Above = Annotated[float, Field(gt=0.0)]
-AtLeastZero = Annotated[float, Field(ge=0.0)]
+Above = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
+AtLeastZero = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
 Protocol = Literal["one_target", "multi"]
 Inputs = Literal["both", "text", "image"]
 

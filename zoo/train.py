@@ -294,8 +294,13 @@ def identity_of(recipe: Recipe) -> dict[str, Any]:
 
 def _prepare_folder(recipe: Recipe, fresh: bool) -> None:
     if fresh:
+        if recipe.out.is_dir() and any(recipe.out.iterdir()) and not (recipe.out / "recipe.yaml").is_file():
+            raise ZooError(
+                f"{recipe.out} is no run, for it has no recipe.yaml, and --fresh would delete what it holds: write another out=..."
+            )
         for name in ("checkpoints", "tensorboard", "adapters"):
-            shutil.rmtree(recipe.out / name, ignore_errors=True)
+            if (recipe.out / name).is_dir():
+                shutil.rmtree(recipe.out / name)
         for name in ("log.jsonl", "model.json", "model.safetensors", "metrics.json", "examples.json", "diagnosis.json", "report.html"):
             (recipe.out / name).unlink(missing_ok=True)
     recipe.out.mkdir(parents=True, exist_ok=True)

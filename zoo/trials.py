@@ -109,7 +109,7 @@ def _refused(overrides: Sequence[str], seeds: int, grid: Mapping[str, Sequence[A
     keys = {*(o.partition("=")[0] for o in overrides), *grid}
     faults = [
         f"{key}: a study sets it by itself: write {says}"
-        for key, says in {"seed": "seeds", "out": "the folder of the study"}.items()
+        for key, says in {"seed": "--seeds N (from Python: seeds=N)", "out": "--out runs/foo (from Python: out='runs/foo')"}.items()
         if key in keys
     ]
     faults += [

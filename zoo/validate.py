@@ -99,7 +99,7 @@ def validate(
         ZooError: On a fault of the recipe or of data that is there, or if the model cannot be run so.
     """
     if rows < 2 or rows % 2:
-        raise ZooError(f"rows: {rows} rows are no pairs: write an even number")
+        raise ZooError(f"rows: {rows} rows are no pairs: write 2 or more, even")
     notes: list[str] = []
     light = replace(recipe, model=without_pretrained("model", recipe.model, hub_cache() if cache is None else cache, notes))
     light = replace(light, run=replace(light.run, gradient_checkpointing=False))

@@ -75,6 +75,8 @@ def read_vectors(path: Path) -> Vectors:
         first = next(iter(made))
         other = next(file for file in made if made[file] != made[first])
         raise ZooError(f"{first} and {other} were made by different models: run zoo embed again, or remove one of them")
+    if not path.exists():
+        raise ZooError(f"no vectors in {path}, which does not exist: zoo embed RUN --out {path} writes them")
     read = [_read(file) for file in vector_files(path)]
     widths = {x.vectors.shape[1] for x in read if len(x.ids)}
     if len(widths) != 1:
@@ -87,8 +89,9 @@ def _read(path: Path) -> Vectors:
         table = pq.read_table(path)
     except pa.ArrowException as e:
         raise ZooError(f"{path} cannot be read as parquet: {e}") from e
-    if missing := {"note_id", "vector"} - set(table.column_names):
-        raise ZooError(f"{path} has no column {', '.join(sorted(missing))} (it has: {', '.join(table.column_names)})")
+    if missing := sorted({"note_id", "vector"} - set(table.column_names)):
+        lost = f"column{'s' if len(missing) > 1 else ''} {', '.join(missing)}"
+        raise ZooError(f"{path} has no {lost} (it has: {', '.join(table.column_names)})")
     ids, vectors = table["note_id"].to_pylist(), table["vector"].combine_chunks()
     if not isinstance(vectors, pa.FixedSizeListArray):
         raise ZooError(f"{path} holds {len(ids)} vectors of type {vectors.type}: it was not written by zoo embed")

@@ -18,7 +18,7 @@ from zoo.compare import compare
 HERE, OUT = Path(__file__).parent, Path("runs/items")
 ARMS = ("text only", "base", "+mICL", "+late", "only late")
 BUDGET = 180  # seconds of one training
-SHORT = ("run.steps=200",)
+SHORT = ("run.steps=200",)  # 1.2 passes over the pairs
 TOKENS, ALPHA = {"model.num_visual_tokens": [8, 16, 32, 48]}, {"objective.alpha": [1, 3, 9, 19]}
 PLANTED, MASKED = "notellm2/neglect/main", "notellm2/retail_masked"
 
@@ -34,8 +34,8 @@ class Plan(NamedTuple):
 
 
 PLANS = {
-    "titles": Plan("notellm2/retail", arms=("bm25", *ARMS[1:]), against="retail, base"),
-    "masked": Plan(MASKED, arms=("bm25", *ARMS), against="retail_masked, base"),
+    "titles": Plan("notellm2/retail", SHORT, arms=("bm25", *ARMS[1:]), against="retail, base"),
+    "masked": Plan(MASKED, SHORT, arms=("bm25", *ARMS), against="retail_masked, base"),
     "tokens_masked": Plan(MASKED, SHORT, grid=TOKENS, against="retail_masked, model.num_visual_tokens=16"),
     "tokens_planted": Plan(
         PLANTED,
@@ -45,7 +45,7 @@ PLANS = {
     ),
     "alpha_masked": Plan(MASKED, SHORT, grid=ALPHA, against="retail_masked, objective.alpha=9"),
     "alpha_planted": Plan(PLANTED, grid=ALPHA, against="main, objective.alpha=9"),
-    "table": Plan("notellm2/table", arms=("all",), against="table"),
+    "table": Plan("notellm2/table", SHORT, arms=("all",), against="table"),
     "generating": Plan(
         "notellm2/retail_generating", SHORT, arms=("contrast alone", "weight 1"), against="retail_generating, contrast alone"
     ),

@@ -19,8 +19,9 @@ import numpy as np
 
 from zoo.compare import compare
 from zoo.diagnose import diagnose
+from zoo.evaluate.diagnosis_plots import saliency_plot
 from zoo.evaluate.retrieval import Difference, paired_difference
-from zoo.files import write_json, write_text
+from zoo.files import write_bytes, write_json, write_text
 from zoo.study import result
 from zoo.trials import trials
 
@@ -153,6 +154,21 @@ def judge(seeds: int) -> str:
     return "\n".join([*lines, ""])
 
 
+def figure(study: Study) -> bytes:
+    """Shares of S_v, S_t and S_o by layer, before the cures and after, mean and standard deviation over the seeds; as a PNG."""
+    layers = {}
+    for name, cell in {"Base": "main, base", **{name: CURES[name] for name in ("+mICL", "+late", "NoteLLM-2")}}.items():
+        found = [json.loads((folder / "diagnosis.json").read_text())["saliency"]["layers"] for folder in study.folders[cell]]
+        flows = {
+            flow: np.array([[layer["shares"][flow] for layer in one] for one in found]) for flow in found[0][0]["shares"]
+        }  # (seeds, layers)
+        layers[name] = [
+            {"layer": i, "shares": {f: x[:, i].mean() for f, x in flows.items()}, "spread": {f: x[:, i].std() for f, x in flows.items()}}
+            for i in range(len(found[0]))
+        ]
+    return saliency_plot(layers)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=5)
@@ -165,6 +181,7 @@ def main() -> None:
         for kind in ("json", "md"):
             shutil.copy(OUT / name / f"compare.{kind}", HERE / f"{name}.{kind}")
     write_text(HERE / "criteria.md", judge(settings["seeds"]))
+    write_bytes(HERE / "saliency.png", figure(Study(settings["seeds"])))
     print((HERE / "criteria.md").read_text(encoding="utf-8"))
 
 

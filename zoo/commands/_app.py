@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+
+from zoo.errors import Absent
 
 app = typer.Typer(
     name="zoo",
@@ -36,7 +40,19 @@ def root_of(data: Path | None) -> Path | None:
     return data if data is not None else Path(os.environ["ZOO_DATA"]) if os.environ.get("ZOO_DATA") else None
 
 
+@contextmanager
+def where_the_data_is(command: str, data: Path | None) -> Iterator[None]:
+    """Let the message of a data set that is not found, no place being named, begin with the ``command`` that names one."""
+    try:
+        yield
+    except Absent as e:
+        if root_of(data) is not None:
+            raise
+        raise Absent(f"write: {command} --data DIR\n{e}") from e
+
+
 def give(value: Any, out: Path | None) -> None:
+    """Print a value as JSON, or write it to ``out`` and print where."""
     if out is None:
         typer.echo(json.dumps(value, indent=1, ensure_ascii=False, default=str))
         return
@@ -46,6 +62,7 @@ def give(value: Any, out: Path | None) -> None:
 
 
 def table(records: list[dict[str, Any]]) -> str:
+    """Records of metrics, one or more, as aligned text: a row each."""
     columns = [
         c for c in ("arm", "protocol", "subset", "input", "k", "recall", "interval", "queries") if c == "interval" or c in records[0]
     ]

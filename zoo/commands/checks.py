@@ -21,7 +21,7 @@ def validate(
     recipe: RecipeName,
     overrides: Overrides = None,
     data: DataRoot = None,
-    rows: Annotated[int, typer.Option("--rows", help="How many rows are opened; two make a pair.")] = 32,
+    rows: Annotated[int, typer.Option("--rows", min=2, help="How many rows are opened, an even number: two make a pair.")] = 32,
     processes: Annotated[int, typer.Option("--processes", min=1, help="GPUs that shall train together.")] = 1,
     deep: Annotated[bool, typer.Option("--deep", help="Shapes of every module.")] = False,
     as_json: AsJson = False,
@@ -75,6 +75,7 @@ def fetch(
 ) -> None:
     """Download what a recipe reads from a hub, for machines without a network.
 
+    \b
     zoo fetch RECIPE --bundle all.tar      where there is a network
     zoo fetch --unpack all.tar             where there is none
     """

@@ -27,8 +27,8 @@ def compare(
 ) -> None:
     """Train recipes, arms and grid points under several seeds: one table with spread.
 
-    Run the same command again to go on where it stopped. A setting is picked with evaluate.split=val, never on the test split.
-    Exit code 1 if a training failed.
+    Ctrl-C and SIGTERM end the step, save, and stop; the same command again goes on from there. A setting is picked with
+    evaluate.split=val, never on the test split. Exit code 1 if a training failed.
     """
     from zoo.compare import compare as compare_
     from zoo.compare import plan

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from zoo.commands._app import AsJson, DataRoot, app, root_of
+from zoo.commands._app import AsJson, DataRoot, app, root_of, where_the_data_is
 
 
 @app.command()
@@ -39,7 +39,8 @@ def diagnose(
 
     parts = WHAT if what is None else tuple(what.split(","))
     settings: dict[str, Any] = {"split": split, "batches": batches, "permutations": permutations, "seed": seed, "device": device}
-    found = [diagnose_(folder, what=parts, data_root=root_of(data), **settings) for folder in folders]
+    with where_the_data_is(f"zoo diagnose {' '.join(map(str, folders))}", data):
+        found = [diagnose_(folder, what=parts, data_root=root_of(data), **settings) for folder in folders]
     if as_json:
         values = [one.found for one in found]
         typer.echo(json.dumps(values if len(values) > 1 else values[0], indent=1, default=str))

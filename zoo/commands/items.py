@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from zoo.commands._app import AsJson, DataRoot, RunFolder, app, give, root_of
+from zoo.commands._app import AsJson, DataRoot, RunFolder, app, give, root_of, where_the_data_is
 from zoo.errors import ZooError
 
 if TYPE_CHECKING:
@@ -73,7 +73,8 @@ def embed(
         if workers > 1 or ray is not None or index is not None:
             raise ZooError("--workers, --ray and --index are for shards: name them with --shards 'items-*.tar'")
         out = out or Path("embeddings.parquet")
-        written = embed_notes(folder, out, notes=notes, data_root=root_of(data), batch_size=batch_size)
+        with where_the_data_is(f"zoo embed {folder}", data):
+            written = embed_notes(folder, out, notes=notes, data_root=root_of(data), batch_size=batch_size)
     else:
         out = out or Path("embeddings")
         runner = None

@@ -8,12 +8,15 @@ from typing import Annotated
 
 import typer
 
-from zoo.commands._app import AsJson, DataRoot, Fresh, Overrides, RecipeName, RunFolder, app, root_of, table
+from zoo.commands._app import AsJson, DataRoot, Fresh, Overrides, RecipeName, RunFolder, app, root_of, table, where_the_data_is
 
 
 @app.command()
 def train(recipe: RecipeName, overrides: Overrides = None, data: DataRoot = None, fresh: Fresh = False) -> None:
-    """Train a recipe, from its last checkpoint if there is one."""
+    """Train a recipe, from its last checkpoint if there is one.
+
+    Ctrl-C and SIGTERM end the step, save, and stop; the same command again goes on from there.
+    """
     from zoo.recipe import load_recipe
     from zoo.train import train as train_
 
@@ -28,6 +31,8 @@ def run(recipe: RecipeName, overrides: Overrides = None, data: DataRoot = None, 
 
     Trains the recipe's model and every baseline that is an arm of it; what is trained already is not trained again. The last
     line of the output is the verdict. Exit code 3 if a quality floor of the recipe is missed.
+
+    Ctrl-C and SIGTERM end the step, save, and stop; the same command again goes on from there.
     """
     from zoo.run import run as run_
 
@@ -56,7 +61,8 @@ def eval_(
 
     model = load(folder)
     settings = evaluation(folder / "recipe.yaml", *(overrides or []))
-    metrics = evaluate(model, recipe=settings, data_root=root_of(data))
+    with where_the_data_is(f"zoo eval {folder}", data):
+        metrics = evaluate(model, recipe=settings, data_root=root_of(data))
     records = [m.record() for m in metrics]
     typer.echo(json.dumps(records, indent=1, default=str) if as_json else table(records))
     if missed := missed_floors(settings, metrics):

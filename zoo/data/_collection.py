@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import operator
+import os
 import time
 import warnings
 from collections.abc import Mapping, Sequence
@@ -202,20 +203,30 @@ class Collection:
 
 def _without_broken(notes: pa.Table, folder: Path | None) -> tuple[pa.Table, list[int], str]:
     """Notes whose undecodable images are absent, the numbers of those, and a digest of the images that are files of their own."""
-    broken, content, last = [], hashlib.sha256(), time.monotonic()
+    broken: list[int] = []
+    gone: dict[int, Path] = {}
+    content, last = hashlib.sha256(), time.monotonic()
     column = notes["image"]
     for i, value in enumerate(column):
         if (image := value.as_py()) is None:
             continue
-        if not decodes(image, folder):
+        file = (folder or Path()) / image if isinstance(image, str) else None
+        if file is not None and not os.path.isfile(file):
+            gone[i] = file
+        elif not decodes(image, folder):
             broken.append(i)
-        elif isinstance(image, str):
-            content.update(((folder or Path()) / image).read_bytes())
+        elif file is not None:
+            content.update(file.read_bytes())
         if time.monotonic() - last > 10:
             last = time.monotonic()
             logger.info("checking images: %d of %d", i + 1, len(notes))
+    if gone:
+        _tell_gone([notes["note_id"][i].as_py() for i in gone], next(iter(gone.values())))
     if broken:
         tell_broken([notes["note_id"][i].as_py() for i in broken])
+    if broken := sorted([*broken, *gone]):
+        if len(broken) == len(notes) - column.null_count:
+            _tell_none_left(len(broken), folder if gone else None)
         bad = np.zeros(len(notes), bool)
         bad[broken] = True
         notes = notes.set_column(
@@ -226,14 +237,25 @@ def _without_broken(notes: pa.Table, folder: Path | None) -> tuple[pa.Table, lis
 
 def tell_broken(ids: Sequence[Any]) -> None:
     """Name the notes whose images are broken, once."""
-    more = f" and {len(ids) - 10} more" if len(ids) > 10 else ""
     logger.warning(
-        "%d images cannot be decoded, or have more than %d pixels, and count as absent, those of notes %s%s",
+        "%d images cannot be decoded, or have more than %d pixels, and count as absent, those of notes %s",
         len(ids),
         MOST_PIXELS,
-        ", ".join(map(str, ids[:10])),
-        more,
+        _some(ids),
     )
+
+
+def _tell_gone(ids: Sequence[Any], file: Path) -> None:
+    logger.warning("%d images are not found, such as %s, and count as absent, those of notes %s", len(ids), file, _some(ids))
+
+
+def _tell_none_left(images: int, folder: Path | None) -> None:
+    remedy = f"their paths begin in {folder}: is that where they lie?" if folder is not None else "does column 'image' hold image files?"
+    logger.error("NOT ONE of the %d images can be used, and models learn from text alone: %s", images, remedy)
+
+
+def _some(ids: Sequence[Any]) -> str:
+    return ", ".join(map(str, ids[:10])) + (f" and {len(ids) - 10} more" if len(ids) > 10 else "")
 
 
 def _ordered(splits: set[str]) -> list[str]:

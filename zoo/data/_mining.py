@@ -23,7 +23,7 @@ from zoo.config import Positive
 from zoo.data._co_clicks import UNIT, Events, Pairs, best, counted, gathered, table
 from zoo.data._tables import Source, literal, reading
 from zoo.errors import Failure, ZooError
-from zoo.files import write_bytes
+from zoo.files import check_target, write_bytes
 
 logger = logging.getLogger("zoo.data")
 
@@ -144,10 +144,11 @@ def mine_file(
         The statistics.
 
     Raises:
-        ZooError: As `mine`; and if ``out`` is no ``.parquet``, or no pair is left.
+        ZooError: As `mine`; and if ``out`` is no ``.parquet`` or cannot be written, or no pair is left.
     """
     if out.suffix != ".parquet":
         raise ZooError(f"{out.name}: pairs are written as parquet: name the file {out.stem}.parquet")
+    check_target(out, "--out")
     pairs, statistics = mine(clicks, rule, split=split, since=since, until=until, memory=memory, scratch=scratch)
     if not statistics["pairs"]:
         raise ZooError(f"{clicks.name}: {none_left(rule, statistics)}")
@@ -211,6 +212,8 @@ def _checked(source: Source, rule: Mine, split: str | None) -> Source:
         raise ZooError("\n".join(faults))
     if not source.rows():
         raise ZooError(f"{source.path.name}: it has no rows")
+    if split is not None and split not in (have := source.values("split")):
+        raise ZooError(f"{source.path.name}: no click of split {split!r} (have: {', '.join(have) or 'none'})")
     source.seconds()
     return source
 

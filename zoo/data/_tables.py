@@ -128,6 +128,12 @@ class Source:
             " write seconds since 1970 as a number, or a timestamp such as 2024-05-31 18:00:00"
         )
 
+    def values(self, column: str) -> list[str]:
+        """What stands in ``column``, as text, each once and sorted."""
+        with reading(self.path):
+            found = self.con.execute(f"select distinct {self.at(column)}::varchar as v from {self.sql} where v is not null order by v")
+            return [value for (value,) in found.fetchall()]
+
     def rows(self) -> int:
         """How many rows it has."""
         with reading(self.path):

@@ -101,7 +101,7 @@ class NoteLLM2(Hosted, nn.Module):
                 state = self.combine({"note": state, "image": late}, {"note": there, "image": image.there})  # (B, D)
                 there = there | ((at >= 0) & image.there)
             embeddings[name], present[name] = self.project(state), there  # (B, dim)
-        media = {} if image.tokens is None else {"image": image.tokens}
+        media = {} if image.tokens is None else {"image": image.tokens._replace(tokens=image.tokens.tokens.clone())}  # FSDP2 hooks no views
         logits, words = ({}, {}) if answer is None else ({"answer": x} for x in self._predict(spliced, hidden))
         return ModelOutput(embeddings, present, logits, words, tokens=media, aux=self._places(spliced))
 
