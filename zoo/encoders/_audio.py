@@ -68,7 +68,7 @@ class LogMel:
             raise ZooError(f"{name}: {int((~np.isfinite(samples)).sum())} of {samples.size} samples are NaN or infinite")
         clip = torch.from_numpy(np.array(samples[: self.samples], dtype=np.float32))
         clip = F.pad(clip, (0, self.samples - len(clip)))
-        window = torch.hann_window(self.n_fft)
+        window = torch.hann_window(self.n_fft, device="cpu")
         spectrum = torch.stft(clip, self.n_fft, self.hop, window=window, center=True, pad_mode="constant", return_complex=True)
         power = spectrum.abs().square()  # (n_fft / 2 + 1, frames)
         bands = filter_bank(self.sample_rate, self.n_fft, self.mels) @ power  # (mels, frames)
@@ -94,8 +94,9 @@ def filter_bank(sample_rate: int, n_fft: int, mels: int) -> Tensor:
     Each rises from the centre of the one before to 1 at its own and falls to the centre of the next; areas are not made equal.
     """
     top = 2595 * math.log10(1 + sample_rate / 2 / 700)
-    corners = 700 * (10 ** (torch.linspace(0, top, mels + 2, dtype=torch.float64) / 2595) - 1)  # in Hz
-    bins = torch.arange(n_fft // 2 + 1, dtype=torch.float64) * sample_rate / n_fft
+    # On the CPU by name: an encoder that is built on the meta device would leave its bands to all that come after it.
+    corners = 700 * (10 ** (torch.linspace(0, top, mels + 2, dtype=torch.float64, device="cpu") / 2595) - 1)  # in Hz
+    bins = torch.arange(n_fft // 2 + 1, dtype=torch.float64, device="cpu") * sample_rate / n_fft
     low, centre, high = corners[:-2, None], corners[1:-1, None], corners[2:, None]
     rising, falling = (bins - low) / (centre - low), (high - bins) / (high - centre)
     return torch.minimum(rising, falling).clamp(min=0).float()
