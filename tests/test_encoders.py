@@ -35,6 +35,7 @@ from zoo.encoders._audio import LogMel
 from zoo.encoders._hf_vision import HfVisionEncoder, family_processor, vision_model
 from zoo.encoders._image import ImageProcessor
 from zoo.encoders.features import FeatureProcessor
+from zoo.encoders.frames import FrameProcessor
 from zoo.errors import ZooError
 from zoo.pictures import MOST_PIXELS
 from zoo.registry import make, names
@@ -59,6 +60,7 @@ TINY = {  # two of its twelve layers; and sizes that train in seconds
     "clip_vit_b16": {"layer": 1},
     "audio_resnet": {"arch": "tiny"},
     "audio_transformer": {"arch": "tiny"},
+    "frames": {"image": "image_resnet:tiny"},
 }
 NAMES = [spelled for name in names("encoder") for spelled in SPELLED.get(name, [name])]
 every = pytest.mark.parametrize("name", NAMES)
@@ -104,14 +106,20 @@ def reads_arrays(built):
 
 
 def raw(built):
-    """Two raw things for it; texts and arrays differ in length."""
+    """Two raw things for it; texts, arrays and videos differ in length."""
     if reads_arrays(built):
         return [np.random.randn(n, built.dim) for n in (3, 5)]
     if isinstance(built.processor, LogMel):
         return [np.random.uniform(-1, 1, n) for n in (3000, 5000)]
+    if isinstance(built.processor, FrameProcessor):
+        return [[picture() for _ in range(n)] for n in (2, 5)]
     if reads_text(built):
         return ["red shoes", "blue hat red shoes hat"]
-    return [Image.fromarray(np.random.randint(0, 255, (40, 50, 3), np.uint8)) for _ in range(2)]
+    return [picture() for _ in range(2)]
+
+
+def picture():
+    return Image.fromarray(np.random.randint(0, 255, (40, 50, 3), np.uint8))
 
 
 def inputs(built):
@@ -120,7 +128,7 @@ def inputs(built):
 
 def test_there_are_encoders():
     assert {"timm", "open_clip", "hf", "clip_vit_b16", "open_clip_vit_bigg_14", "tiny_image", "tiny_text"} <= set(names("encoder"))
-    assert {"audio_resnet", "audio_transformer", "image_resnet"} <= set(names("encoder"))
+    assert {"audio_resnet", "audio_transformer", "frames", "image_resnet"} <= set(names("encoder"))
 
 
 @every
