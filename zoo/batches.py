@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from zoo.collate import Known, PairCollate, Sample, stack
+from zoo.collate import Known, PairCollate, Sample, processed, stack
 from zoo.types import Batch, LabelledData, PairData, Row
 
 
@@ -27,9 +27,14 @@ class Kept:
         self.kept: dict[int, Sample] = {}
 
     def __getitem__(self, item: int) -> Sample:
+        """Row ``item``.
+
+        Raises:
+            ZooError: If something of it cannot be read, naming the row.
+        """
         if item in self.kept:
             return self.kept[item]
-        sample: Sample = self.process(self.rows[item])
+        sample = processed(self.process, self.rows[item], item)
         if len(self.kept) < self.keep:
             self.kept[item] = sample
         return sample

@@ -9,9 +9,27 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from zoo.errors import ZooError
 from zoo.types import Batch, ModalityInputs, Pair, Row
 
 Sample = Mapping[str, ModalityInputs]  # one row, processed: its modalities without the B dimension; absent ones are not there
+
+
+def processed(process: Callable[[Row], Sample], row: Row, number: int) -> Sample:
+    """One row, processed.
+
+    Args:
+        process: The model's processor.
+        row: Raw.
+        number: Of the row, for messages.
+
+    Raises:
+        ZooError: If something of it cannot be read, naming the row.
+    """
+    try:
+        return process(row)
+    except ZooError as e:
+        raise ZooError(f"row {number}: {e}") from e
 
 
 def stack(samples: Sequence[Sample]) -> dict[str, ModalityInputs]:

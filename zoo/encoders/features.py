@@ -24,12 +24,17 @@ class FeatureProcessor:
         """One item.
 
         Raises:
-            ZooError: If it is no array of this width.
+            ZooError: If it is no array of this width, is empty, or holds others than finite numbers.
         """
         if not isinstance(thing, np.ndarray) or thing.ndim != 2 or thing.shape[1] != self.dim:
             seen = f"an array of shape {thing.shape}" if isinstance(thing, np.ndarray) else f"a {type(thing).__name__}"
             raise ZooError(f"encoder 'features' reads arrays (tokens, {self.dim}), this is {seen}: write another dim, or another encoder")
-        return ModalityInputs(torch.from_numpy(np.ascontiguousarray(thing, dtype=np.float32)))
+        if not len(thing):
+            raise ZooError(f"encoder 'features': an array of shape {thing.shape} holds no vector: leave the key out of the row")
+        values = np.ascontiguousarray(thing, dtype=np.float32)
+        if lost := values.size - int(np.isfinite(values).sum()):
+            raise ZooError(f"encoder 'features': {lost} of {thing.size} values of an array of shape {thing.shape} are NaN or infinite")
+        return ModalityInputs(torch.from_numpy(values))
 
     def config(self) -> dict[str, Any]:
         """What decides its result."""

@@ -113,7 +113,8 @@ class Classifier(Hosted, nn.Module):
         )
         encoder = self.encoders[name]
         found = checkpoint(encoder, given, use_reentrant=False) if self._recomputes else encoder(given)
-        assert found.pooled is not None, "classifiers need encoders that pool"
+        if found.pooled is None:
+            raise ZooError(f"classifier: the encoder of {name!r}, {type(encoder).__name__}, does not pool: name one that does")
         pooled = self.widen[name](found.pooled) if name in self.widen else found.pooled
         return pooled.new_zeros(rows, self.dim).index_put((there,), pooled), there
 

@@ -1,0 +1,116 @@
+"""Any encoder in a classifier: rows that lack its modality, rows that cannot be read, and encoders that cannot serve."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import zoo
+from zoo.batches import LabelledBatches
+from zoo.collate import RowCollate
+from zoo.errors import ZooError
+from zoo.registry import register
+from zoo.types import Tokens
+
+SMALL = {"dim": 16, "layers": 1, "heads": 2}
+ENCODERS = {
+    "audio": {"name": "audio_resnet", "arch": "tiny", "width": 8},
+    "image": {"name": "image_resnet", "width": 4},
+    "video": {"name": "frames", "image": {"name": "image_resnet", "width": 4}},
+    "text": {"name": "tiny_text", **SMALL},
+    "vector": {"name": "features", "dim": 16},
+}
+
+
+def picture():
+    return Image.fromarray(np.random.randint(0, 255, (28, 28, 3), np.uint8))
+
+
+def row(number, *keys):
+    whole = {
+        "audio": np.random.uniform(-1, 1, 4000),
+        "image": picture(),
+        "video": [picture() for _ in range(1 + number % 4)],
+        "text": f"words of row {number}",
+        "vector": np.random.randn(1 + number, 16),
+    }
+    return {"id": number} | {key: whole[key] for key in (keys or whole)}
+
+
+def classifier(**settings):
+    return zoo.build("classifier", encoders=ENCODERS, classes=3, fusion="late", **settings)
+
+
+def test_a_row_is_the_same_alone_and_between_others_that_lack_something():
+    torch.manual_seed(0)
+    model = classifier().eval()
+    rows = [row(0), row(1, "audio", "video"), row(2, "text"), row(3, "image", "video", "vector"), row(4)]
+    collate = RowCollate(model.processor)
+    with torch.no_grad():
+        together = model(collate(rows))
+        for i, one in enumerate(rows):
+            alone = model(collate([one]))
+            torch.testing.assert_close(together.logits["fused"][i], alone.logits["fused"][0], rtol=1e-4, atol=1e-5)  # float32
+            assert {m for m in ENCODERS if together.present[m][i]} == one.keys() - {"id"}
+            assert all((together.embeddings[m][i] == 0).all() for m in ENCODERS.keys() - one.keys())
+
+
+@pytest.mark.parametrize("key", [key for key in ENCODERS if key != "vector"])
+def test_the_gradient_of_one_modality_reaches_its_encoder_and_no_other(key):
+    model = classifier()
+    out = model(RowCollate(model.processor)([row(i, key) for i in range(3)]))
+    out.logits["fused"].pow(2).sum().backward()
+    moved = {name.split(".")[1] for name, p in model.named_parameters() if name.startswith("encoders.") and p.grad is not None}
+    assert moved == {key}
+
+
+def test_a_batch_in_bfloat16():
+    model = classifier().bfloat16().eval()
+    assert model(RowCollate(model.processor)([row(0), row(1, "video")])).logits["fused"].isfinite().all()
+
+
+def test_processors_say_all_that_decides_their_result():
+    config = classifier().processor.config()
+    assert config["video"] == {"kind": "frames", "frames": 3, "image": config["image"]}
+    other = zoo.build("classifier", encoders={**ENCODERS, "video": {**ENCODERS["video"], "frames": 4}}, classes=3).processor.config()
+    assert {key for key in config if config[key] != other[key]} == {"video"}
+
+
+@pytest.mark.parametrize(
+    "wrong, says",
+    [
+        ({"audio": np.array([0.0, np.nan])}, r"row 2: an array of shape \(2,\) of float64: 1 of 2 samples are NaN or infinite"),
+        ({"audio": np.zeros(0)}, r"row 2: an array of shape \(0,\) of float64: no samples"),
+        ({"video": []}, "row 2: a list of 0: no frames"),
+        ({"video": [b"oops"]}, "row 2: frame 1 of 1: 4 bytes that start with b'oops': no image that can be decoded"),
+        ({"image": b"oops"}, "row 2: 4 bytes that start with b'oops': no image that can be decoded"),
+        ({"vector": np.full((2, 16), np.inf)}, r"row 2: encoder 'features': 32 of 32 values of an array of shape \(2, 16\) are NaN or inf"),
+        ({"vector": np.zeros((0, 16))}, r"row 2: encoder 'features': an array of shape \(0, 16\) holds no vector: leave the key out"),
+        ({"vector": np.zeros((2, 3))}, r"row 2: encoder 'features' reads arrays \(tokens, 16\), this is an array of shape \(2, 3\)"),
+    ],
+)
+def test_what_training_cannot_read_is_named_with_its_row(wrong, says):
+    model = classifier()
+    rows = [row(0), row(1), {"id": 2, **wrong}, row(3)]
+    data = SimpleNamespace(rows=rows, labels=np.zeros(4, np.int64), split=lambda name: np.arange(4))
+    with pytest.raises(ZooError, match=says):
+        LabelledBatches(data, 0, model.processor, keep=0)[np.array([[1, 2]])]
+
+
+def test_an_encoder_that_does_not_pool(own_registry):
+    class Bare(torch.nn.Module):
+        """Pools nothing."""
+
+        def __init__(self):
+            super().__init__()
+            self.dim, self.processor = 16, classifier().processor.processors["vector"]
+
+        def forward(self, x):
+            return Tokens(x.values, x.mask, None, torch.ones(len(x.values)).bool())
+
+    register("encoder", "fake_bare")(Bare)
+    model = zoo.build("classifier", encoders={"text": ENCODERS["text"], "vector": "fake_bare"}, classes=3)
+    with pytest.raises(ZooError, match="classifier: the encoder of 'vector', Bare, does not pool: name one that does"):
+        model(RowCollate(model.processor)([row(0, "text", "vector")]))
