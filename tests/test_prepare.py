@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from zoo.data._labelled import SETS
 from zoo.data._prepare import ORIGINS, Origin, prepare
 from zoo.errors import Absent, Failure, ZooError
 
@@ -46,6 +47,15 @@ def test_what_is_not_there_cannot_be_made(name, tmp_path):
 def test_an_unknown_set():
     with pytest.raises(ZooError, match="no data set with a public source named 'retail_note'; did you mean 'retail_notes'"):
         prepare("retail_note", None)
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_a_set_without_published_hashes_says_where_it_comes_from(name, tmp_path):
+    for root in (None, tmp_path):
+        with pytest.raises(
+            ZooError, match=rf"{name} is fetched by you, from .*https://.*no copy can be checked .* zoo data split {name} --out"
+        ):
+            prepare(name, root)
 
 
 @pytest.mark.realdata

@@ -58,6 +58,14 @@ ORIGINS = {
     ),
 }
 
+HANDED_OUT = {  # sets that this library has no copy of: where each comes from, and its terms
+    "crema_d": "https://github.com/CheyneyComputerScience/CREMA-D (Cao et al., 2014; ODbL 1.0)",
+    "food101": "https://visiir.isir.upmc.fr (UPMC Food-101, Wang et al., 2015; pictures and titles are their owners')",
+    "iemocap": "https://sail.usc.edu/iemocap (Busso et al., 2008; given out on request, for research)",
+    "kinetics_sounds": "videos on YouTube, listed at https://github.com/cvdfoundation/kinetics-dataset (annotations CC BY 4.0)",
+    "mvsa_single": "https://mcrlab.net/research/mvsa-sentiment-analysis-on-multi-view-social-data (Niu et al., 2016; for research)",
+}
+
 
 def prepare(name: str, root: Path | None) -> Path:
     """Check a copy of a known data set against the hashes of the published one.
@@ -72,10 +80,16 @@ def prepare(name: str, root: Path | None) -> Path:
     Raises:
         Absent: If it is not there. It says where the set comes from, and why it cannot be made here.
         Failure: If a file is missing or another one.
-        ZooError: If no such set is known.
+        ZooError: If no such set is known, or there are no hashes of it.
     """
+    if name in HANDED_OUT:
+        raise ZooError(
+            f"{name} is fetched by you, from {HANDED_OUT[name]}: no hashes are published, so that no copy can be checked against them."
+            f" zoo data split {name} --out FILE checks that every file of yours can be decoded, and says how the folder is to look"
+        )
     if name not in ORIGINS:
-        raise ZooError(unknown("data set with a public source", name, ORIGINS) + "; planted_notes and planted_neglect are drawn when used")
+        known = unknown("data set with a public source", name, [*ORIGINS, *HANDED_OUT])
+        raise ZooError(f"{known}; planted_notes and planted_neglect are drawn when used")
     origin = ORIGINS[name]
     about = f"{name} cannot be made again from its sources: {origin.made_by_hand}. Copy its folder from somebody who has it. Sources:\n" + (
         "\n".join(f"  {source}" for source in origin.sources)
