@@ -16,7 +16,7 @@ from zoo.types import Batch
 JOINT = "joint"
 
 
-@register("fusion", "joint_aux", joints=("schedule",), needs=("logits",))
+@register("fusion", "joint_aux", joints=("schedule",), needs=("classes",))
 class JointAux(nn.Module):
     """The gradient of the joint loss plus ``weight`` times that of each modality shown alone, in one update.
 

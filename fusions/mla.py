@@ -40,7 +40,7 @@ Above = Annotated[float, Field(gt=0)]
     "fusion",
     "mla",
     joints={"schedule": None, "combine": "uncertainty"},
-    needs=("head",),
+    needs=("logits", "head"),
     paper="Zhang et al., Multimodal representation learning by alternating unimodal adaptation, 2024, https://arxiv.org/abs/2311.10707",
 )
 class Mla(nn.Module):
@@ -101,6 +101,7 @@ class Mla(nn.Module):
         """Project the step that the head just made, then remember the features that it was made from."""
         if self.memory is None:
             return
+        assert loss.output is not None, "the objective hands over the model's output"
         head, features = model.head, loss.output.embeddings[phase.name]  # (B, D)
         protects_bias = self.bias == "protected"
         step = head.weight - previous["weight"]  # (K, D)

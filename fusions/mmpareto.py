@@ -37,7 +37,7 @@ def pareto(joint: Tensor, own: Tensor, boost: float) -> Tensor:
     "fusion",
     "mmpareto",
     joints=("schedule",),
-    needs=("logits",),
+    needs=("classes",),
     paper="Wei and Hu, MMPareto: boosting multimodal learning with innocent unimodal assistance, 2024, https://arxiv.org/abs/2405.17730",
 )
 class MMPareto(nn.Module):

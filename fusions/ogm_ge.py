@@ -63,6 +63,7 @@ class OgmGe(nn.Module):
     @torch.no_grad()
     def before_step(self, model: Any, phase: Phase, loss: Loss) -> None:
         """Scale the encoders' gradients."""
+        assert phase.batch.targets is not None, "rows of known class"
         for name, k in self.coefficients(loss, phase.batch.targets).items():
             for parameter in model.encoders[name].parameters():
                 if parameter.grad is not None and k < 1:

@@ -4,9 +4,8 @@ import numpy as np
 import pytest
 import torch
 from sklearn.metrics import f1_score
-from torch.nn import functional as F
 
-from zoo.evaluate.classification import calibration_error, entropies, macro_f1, modality_gap, temperature
+from zoo.evaluate.classification import calibration_error, entropies, macro_f1, modality_gap
 
 
 def logits_of(chances):
@@ -26,20 +25,18 @@ def test_calibration_error_by_hand():
     assert calibration_error(logits, np.array([0, 1, 0])) == pytest.approx((2 * 0.4 + 0.4) / 3, abs=1e-6)
 
 
-def test_the_temperature_of_what_was_made_too_sure():
-    draw = torch.Generator().manual_seed(0)
-    honest = torch.randn(4000, 5, generator=draw)
-    labels = torch.multinomial(honest.softmax(1), 1, generator=draw)[:, 0].numpy()
-    found = temperature((3 * honest).numpy(), labels)
-    assert found == pytest.approx(3, rel=0.1)
-    around = [float(F.cross_entropy(3 * honest / t, torch.from_numpy(labels))) for t in (found * 0.97, found, found * 1.03)]
-    assert around[1] == min(around)
-
-
 def test_entropies():
     np.testing.assert_allclose(entropies(np.array([[0, 0, 0], [1e4, 0, 0]], np.float32)), [np.log(3), 0], atol=1e-12)
 
 
 def test_the_gap():
-    features = {"audio": torch.tensor([[2.0, 0.0], [0.5, 0.0]]), "image": torch.tensor([[0.0, 1.0], [0.0, 7.0]]), "text": torch.tensor([[3.0, 0.0]])}
-    assert modality_gap(features) == {("audio", "image"): pytest.approx(2**0.5), ("audio", "text"): 0, ("image", "text"): pytest.approx(2**0.5)}
+    features = {
+        "audio": torch.tensor([[2.0, 0.0], [0.5, 0.0]]),
+        "image": torch.tensor([[0.0, 1.0], [0.0, 7.0]]),
+        "text": torch.tensor([[3.0, 0.0]]),
+    }
+    assert modality_gap(features) == {
+        ("audio", "image"): pytest.approx(2**0.5),
+        ("audio", "text"): 0,
+        ("image", "text"): pytest.approx(2**0.5),
+    }

@@ -18,7 +18,7 @@ from zoo.registry import JOINTS, entry, make, names
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from zoo.types import Batch, Loss
+    from zoo.types import Batch, Loss, ModelOutput
 
 
 class Words(NamedTuple):
@@ -84,6 +84,20 @@ class Sharing(Protocol):
         """{name: (B, D)} in 0..1: the weight of each vector in each feature of the result; 0 where absent, else they sum to 1."""
 
 
+@runtime_checkable
+class Calibrating(Protocol):
+    """A combine plug-in of logits that fits something on validation rows, after training."""
+
+    def calibrate(self, logits: Mapping[str, Tensor], present: Mapping[str, Tensor], targets: Tensor) -> dict[str, float]:
+        """Fit it, and say {modality: temperature} of those that any row has.
+
+        Args:
+            logits: {modality: (N, K)} as the model gives them; finite where present.
+            present: {modality: (N,) bool}.
+            targets: (N,) int64 classes.
+        """
+
+
 class Phase(NamedTuple):
     """One update that a schedule makes of a batch."""
 
@@ -96,13 +110,21 @@ class Schedule(Protocol):
     """Joint ``schedule``: an ``nn.Module``, its state are buffers. Made with ``(names, dim, classes)``: the modalities, the width of their
     features, and how many classes there are, 0 where nothing is classified.
 
-    For each phase the loop runs forward, backward, unscale, clip, optimizer step, zero_grad; a schedule may be one of the three below, too.
+    For each phase the loop runs forward, backward, unscale, clip, optimizer step, zero_grad; a schedule may be some of the four below, too.
     """
 
     multi_phase: bool  # more than one phase a batch: gradient accumulation is refused
 
     def phases(self, batch: Batch) -> Iterator[Phase]:
         """The updates of one batch, in order."""
+
+
+@runtime_checkable
+class Supplementing(Protocol):
+    """A schedule with losses of its own. Objectives of classes ask for them."""
+
+    def terms(self, output: ModelOutput, targets: Tensor) -> dict[str, Tensor]:
+        """() float32 each, to be added to the loss of a batch, by name; in the graph of what the model gave for it."""
 
 
 @runtime_checkable
@@ -132,7 +154,7 @@ class Correcting(Protocol):
         """Called after the optimizer moved the parameters away from ``previous``, and not where fp16 scaling skipped the step."""
 
 
-_NEEDS = {"logits": "logits of each modality", "head": "one linear head that all modalities share"}
+_NEEDS = {"logits": "logits of each modality", "head": "one linear head that all modalities share", "classes": "rows of known class"}
 Filling = tuple[str, dict[str, Any]]  # plug-in name, its keywords
 
 
@@ -160,7 +182,7 @@ def compose(fusion: Any, model: str, offers: Mapping[str, str | None], gives: Co
         fusion: A name, a mapping with ``name`` and keywords, or a list of them; [] or None for the model's defaults.
         model: The model's name, for the message.
         offers: The model's joints, each with its default plug-in or None.
-        gives: What else the model has, of what plug-ins may need: ``logits`` of each modality, a shared ``head``.
+        gives: What else the model has, of what plug-ins may need: ``logits`` of each modality, a shared ``head``, ``classes``.
 
     Raises:
         ZooError: If a plug-in fills a joint or needs a thing that the model does not have, or two named or two brought along fill the same.

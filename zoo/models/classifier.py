@@ -131,7 +131,7 @@ class Classifier(Hosted, nn.Module):
     "model",
     "classifier",
     joints=JOINTS,
-    gives=("logits", "head"),
+    gives=("logits", "head", "classes"),
     paper="Zhang et al., Multimodal representation learning by alternating unimodal adaptation, 2024, https://arxiv.org/abs/2311.10707",
 )
 def classifier(
@@ -159,7 +159,7 @@ def classifier(
     """
     if len(encoders) < 2:
         raise ZooError(f"classifier: encoders has {', '.join(encoders) or 'no modality'}: write two modalities or more")
-    joints = compose(fusion, "classifier", JOINTS, ("logits", "head"))
+    joints = compose(fusion, "classifier", JOINTS, ("logits", "head", "classes"))
     made = {name: make("encoder", spec) for name, spec in encoders.items()}
     if dim is None and len({encoder.dim for encoder in made.values()}) > 1:
         widths = ", ".join(f"{name} {encoder.dim}" for name, encoder in made.items())
@@ -175,3 +175,21 @@ def classifier(
     combine = joints.make("combine", names, classes if on_logits else width)
     schedule = joints.make("schedule", names, width, classes)
     return Classifier(nn.ModuleDict(made), widen, combine, heads, schedule, on_logits=on_logits, dim=width)
+    assert joints.schedule is not None, "the model has a default"
+    _check_schedule(joints.schedule[0], joints.combine[0], on_logits, shared_head)
+
+
+def _check_schedule(schedule: str, combine: str, on_logits: bool, shared_head: bool) -> None:
+    """What the model can give in general, it may lack under these settings.
+
+    Raises:
+        ZooError: If the schedule needs it.
+    """
+    needs = entry("fusion", schedule).needs
+    if "logits" in needs and not on_logits:
+        raise ZooError(
+            f"classifier: the schedule {schedule!r} needs logits of each modality, and {combine!r} combines features: name a fusion of "
+            "logits, such as late"
+        )
+    if "head" in needs and not shared_head:
+        raise ZooError(f"classifier: the schedule {schedule!r} needs the head that all modalities share: leave out shared_head: false")
