@@ -61,6 +61,8 @@ TINY = {  # two of its twelve layers; and sizes that train in seconds
     "audio_resnet": {"arch": "tiny"},
     "audio_transformer": {"arch": "tiny"},
     "frames": {"image": "image_resnet:tiny"},
+    "image_transformer": {"arch": "tiny"},
+    "text_transformer": {"arch": "tiny"},
 }
 NAMES = [spelled for name in names("encoder") for spelled in SPELLED.get(name, [name])]
 every = pytest.mark.parametrize("name", NAMES)
@@ -128,7 +130,7 @@ def inputs(built):
 
 def test_there_are_encoders():
     assert {"timm", "open_clip", "hf", "clip_vit_b16", "open_clip_vit_bigg_14", "tiny_image", "tiny_text"} <= set(names("encoder"))
-    assert {"audio_resnet", "audio_transformer", "frames", "image_resnet"} <= set(names("encoder"))
+    assert {"audio_resnet", "audio_transformer", "frames", "image_resnet", "image_transformer", "text_transformer"} <= set(names("encoder"))
 
 
 @every
@@ -226,7 +228,7 @@ def test_processor_is_small_picklable_and_always_the_same(name):
 
 def test_tiny_encoders_import_no_heavy_library():
     code = (
-        "import sys, zoo.encoders.tiny_image, zoo.encoders.tiny_text;"
+        "import sys, zoo.encoders.tiny_image, zoo.encoders.tiny_text, zoo.encoders.text_transformer;"
         "print(sorted({'timm', 'open_clip', 'transformers', 'torchvision'} & sys.modules.keys()))"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -308,6 +310,13 @@ def test_timm_reads_feature_maps():
     out = ours(ModalityInputs(x))
     torch.testing.assert_close(out.tokens, grid.flatten(2).transpose(1, 2), rtol=0, atol=1e-12)
     torch.testing.assert_close(out.pooled, grid.mean((2, 3)), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("name, keep_cls", [("timm:test_vit", True), ("timm:test_vit", False), ("timm:test_resnet", True)])
+def test_timm_pools_the_mean_of_what_is_kept(name, keep_cls):
+    built = encoder(name, keep_cls=keep_cls, pool="mean")
+    out = built(inputs(built))
+    torch.testing.assert_close(out.pooled, out.tokens.mean(1))
 
 
 def test_timm_image_size_moves_model_and_processor():

@@ -4,11 +4,12 @@ from io import BytesIO
 
 import numpy as np
 import pytest
+import timm
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from zoo.collate import stack
-from zoo.encoders.frames import FrameProcessor
 from zoo.errors import ZooError
 from zoo.registry import make, register
 from zoo.types import ModalityInputs, Tokens
@@ -146,9 +147,11 @@ def test_encoders_that_give_no_picture_or_do_not_pool(own_registry):
         make("encoder", "frames", image="fake_bare")(ModalityInputs(torch.zeros(1, 2, 3, 8, 8)))
 
 
-def test_an_encoder_with_weights_from_elsewhere_is_rebuilt_without_them():
-    built = make("encoder", "frames", image={"name": "timm:test_vit", "image_size": 32})
-    assert built.portable() == {"image": {"name": "timm:test_vit", "image_size": 32, "pretrained": False}}
-    assert isinstance(built.processor, FrameProcessor)
+def test_an_encoder_with_weights_from_elsewhere_is_rebuilt_without_them(tmp_path):
+    save_file(timm.create_model("test_vit", img_size=32).state_dict(), tmp_path / "w.safetensors")
+    spec = {"name": "timm:test_vit", "image_size": 32}
+    built = make("encoder", "frames", image={**spec, "pretrained": str(tmp_path / "w.safetensors")})
+    assert built.portable() == {"image": {**spec, "pretrained": False}}
+    assert built.processor.config() == make("encoder", "frames", **built.portable()).processor.config()
     assert built.processor.config()["image"]["size"] == 32
     assert encoder().portable() == {}

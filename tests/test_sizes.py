@@ -2,14 +2,18 @@
 
 import numpy as np
 import pytest
+import timm
 import torch
 from PIL import Image
 from torch import nn
 from torchvision.models import resnet18
+from transformers import BertTokenizerFast
 
 import zoo
-from zoo.registry import make
-from zoo.types import ModalityInputs
+from zoo.collate import stack
+from zoo.errors import ZooError
+from zoo.registry import entry, make
+from zoo.types import ModalityInputs, Remote
 
 
 @pytest.mark.parametrize("name, channels, shape", [("audio_resnet", 1, (17, 33)), ("image_resnet", 3, (32, 40))])
@@ -36,6 +40,7 @@ def test_resnet18_is_torchvisions_with_its_gradients(name, channels, shape, trai
         torch.testing.assert_close(own, other)
 
 
+VIT = 12 * (12 * 768**2 + 13 * 768) + 2 * 768  # blocks of four and eight widths squared, their biases and norms, and the last norm
 RESNET18 = 11_689_512 - 513_000  # torchvision's, without its head
 
 
@@ -45,6 +50,9 @@ RESNET18 = 11_689_512 - 513_000  # torchvision's, without its head
         ("image_resnet:resnet18", RESNET18, 512),
         ("audio_resnet:resnet18", RESNET18 - 2 * 49 * 64, 512),  # one channel in the place of three
         ({"name": "frames", "image": "image_resnet:resnet18"}, RESNET18, 512),
+        ("image_transformer:base", VIT + 3 * 256 * 768 + 768 + (1 + 16 * 16) * 768 + 768, 768),  # patches, positions, class token
+        ("audio_transformer:cav_mae", VIT + 256 * 768 + 768 + 8 * 64 * 768, 768),
+        ("text_transformer:base", VIT + (30_522 + 256) * 768, 768),
     ],
 )
 def test_as_large_as_published(spec, count, dim):
@@ -63,7 +71,9 @@ def test_a_picture_of_the_papers_size():
     assert make("encoder", "image_resnet", image_size=40).processor.config()["size"] == 40
 
 
-@pytest.mark.parametrize("name, count", [("frames", RESNET18), ("audio_resnet", RESNET18 - 6272), ("image_resnet", 77_392)])
+@pytest.mark.parametrize(
+    "name, count", [("frames", RESNET18), ("image_transformer", 85_844_736), ("audio_resnet", RESNET18 - 6272), ("image_resnet", 77_392)]
+)
 def test_the_defaults_are_counted(name, count):
     assert zoo.info(name)["parameters"] == count
 
@@ -73,3 +83,74 @@ def test_convolutions_start_as_in_the_paper():
     built = make("encoder", "image_resnet:resnet18")
     last = [part for part in built.modules() if isinstance(part, nn.Conv2d)][-1]
     assert last.weight.std().item() == pytest.approx((2 / (512 * 9)) ** 0.5, rel=0.01)
+
+
+def test_the_spectrogram_of_the_papers():
+    """128 bands, 1024 frames of 10 ms, patches of 16: 8 x 64 tokens."""
+    with torch.device("meta"):
+        built = make("encoder", "audio_transformer:cav_mae")
+        out = built(ModalityInputs(torch.zeros(2, 128, 1024)))
+    assert built.processor(np.random.uniform(-1, 1, 16_000)).values.shape == (128, 1024)
+    assert out.tokens.shape == (2, 512, 768)
+    assert out.pooled.shape == (2, 768)
+
+
+def test_a_vit_that_pools_all_its_tokens_is_timms():
+    ours = make("encoder", "image_transformer:tiny").double().eval()
+    theirs = timm.create_model("test_vit", img_size=32, num_classes=0, global_pool="").double().eval()
+    theirs.load_state_dict(ours.model.state_dict())
+    x = torch.randn(2, 3, 32, 32, dtype=torch.float64)
+    out, expected = ours(ModalityInputs(x)), theirs(x)  # (2, 5, 64), normed, the class token first
+    torch.testing.assert_close(out.tokens, expected, rtol=0, atol=1e-12)  # float64
+    torch.testing.assert_close(out.pooled, expected.mean(1), rtol=0, atol=1e-12)
+    assert make("encoder", "image_transformer:tiny", image_size=48).processor.config()["size"] == 48
+    assert ours.portable() == {}
+
+
+def bert(folder):
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "red", "shoes", "blue", "hat"]
+    BertTokenizerFast(vocab={word: i for i, word in enumerate(words)}).save_pretrained(folder)
+    return str(folder)
+
+
+def test_words_of_a_tokenizer_from_a_folder(tmp_path):
+    built = make("encoder", "text_transformer:tiny", tokenizer=bert(tmp_path), max_length=6).eval()
+    assert built.words.num_embeddings == 9
+    assert built.processor("red shoes").values.tolist() == [2, 5, 6, 3]  # [CLS] red shoes [SEP]
+    assert built.processor("red [CLS] " * 9).values.tolist()[1:3] != [5, 2], "a special token that a user writes is text"
+    assert len(built.processor("red " * 9).values) == 6
+    x = stack([{"text": built.processor(text)} for text in ("red shoes", "blue", "")])["text"]
+    out = built(x)
+    torch.testing.assert_close(out.pooled[1], out.tokens[1, :3].mean(0))
+    alone = built(ModalityInputs(built.processor("blue").values[None]))
+    torch.testing.assert_close(out.pooled[1], alone.pooled[0], rtol=1e-4, atol=1e-5)  # float32, another length
+    again = make("encoder", "text_transformer:tiny", max_length=6, **built.portable()).eval()
+    again.load_state_dict(built.state_dict())
+    assert torch.equal(again(x).pooled, out.pooled)
+    assert again.processor.config() == built.processor.config()
+
+
+def test_hashed_words_are_those_of_tiny_text():
+    ours, other = (make("encoder", name).processor for name in ("text_transformer:tiny", "tiny_text"))
+    assert ours.config() == other.config()
+    assert make("encoder", "text_transformer:tiny").portable() == {}
+
+
+@pytest.mark.parametrize(
+    "settings, says",
+    [
+        ({"dim": 30}, "dim 30 must be a multiple of heads 4"),
+        ({"rows": 2}, "2 rows hold no words: write 3 or more"),
+        ({"tokenizer": "not/there"}, "the tokenizer of not/there could not be loaded"),
+        ({"tokenizer": "x", "rows": 9}, "rows 9 goes with hashed words; the tokenizer says how many it has"),
+    ],
+)
+def test_texts_that_cannot_be_read(settings, says):
+    with pytest.raises(ZooError, match=says):
+        make("encoder", "text_transformer:tiny", **settings)
+
+
+def test_what_a_tokenizer_is_read_from_is_known_before():
+    remote = entry("encoder", "text_transformer").remote
+    assert remote({"tokenizer": "org/name"}) == [Remote("tokenizer", "org/name", ("tokenizer.json",))]
+    assert remote({"tokenizer": None}) == remote({"tokenizer": {"serialized": "{}"}}) == []

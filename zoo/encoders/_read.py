@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -12,6 +13,8 @@ from zoo.errors import ZooError
 from zoo.types import Tokens
 
 WEIGHTS = ("model*.safetensors", "pytorch_model*.bin")  # files of weights as transformers looks for them, the preferred ones first
+
+Pool = Literal["cls", "mean"]
 
 
 def depth_of(layer: int, layers: int, name: str) -> int:
@@ -25,17 +28,21 @@ def depth_of(layer: int, layers: int, name: str) -> int:
     return layer % layers + 1
 
 
-def read(prefix: Tensor | None, patches: Tensor, *, has_cls: bool, keep_cls: bool) -> Tokens:
+def read(prefix: Tensor | None, patches: Tensor, *, has_cls: bool, keep_cls: bool, pool: Pool = "cls") -> Tokens:
     """The tokens of a vision transformer.
 
     Args:
         prefix: (B, P, D) what stands before the patches, the class token first; None for none.
         patches: (B, N, D)
-        has_cls: The first of ``prefix`` is a class token; it becomes ``pooled``. Otherwise ``pooled`` is the mean of the patches.
+        has_cls: The first of ``prefix`` is a class token.
         keep_cls: Keep the whole prefix among the tokens.
+        pool: What ``pooled`` is. ``cls``: the class token, or where there is none the mean of the patches; ``mean``: that of the tokens.
     """
-    pooled = prefix[:, 0] if prefix is not None and has_cls else patches.mean(1)
     tokens = torch.cat([prefix, patches], 1) if prefix is not None and keep_cls else patches
+    if pool == "mean":
+        pooled = tokens.mean(1)
+    else:
+        pooled = prefix[:, 0] if prefix is not None and has_cls else patches.mean(1)
     B, N, _ = tokens.shape
     mask = torch.ones(B, N, dtype=torch.bool, device=tokens.device)
     return Tokens(tokens, mask, pooled, mask.new_ones(B))

@@ -16,14 +16,23 @@ from zoo.types import ModalityInputs, Tokens
 
 
 class Size(NamedTuple):
-    """Of a transformer."""
+    """Of a transformer, and of the spectrogram that it reads."""
 
     dim: int
     layers: int
     heads: int
+    sample_rate: int = 8000
+    n_fft: int = 256
+    hop: int = 128
+    mels: int = 32
+    seconds: float = 1.0
 
 
-SIZES = {"base": Size(768, 12, 12), "tiny": Size(64, 2, 4)}
+SIZES = {
+    "base": Size(768, 12, 12),
+    "cav_mae": Size(768, 12, 12, sample_rate=16_000, n_fft=1024, hop=160, mels=128, seconds=10.23),  # 1024 frames, 10 ms apart
+    "tiny": Size(64, 2, 4),
+}
 
 
 @register(
@@ -35,11 +44,13 @@ class AudioTransformer(nn.Module):
     """Patches of the spectrogram, positions that are learned, pre-norm attention blocks; ``pooled`` is the mean of the tokens.
 
     After AST, which pools by a class token and a distillation token, overlaps its patches by 6, and starts from a network of pictures;
-    this one is drawn and not pretrained. The mean follows MLA (Zhang et al., 2024, https://arxiv.org/abs/2311.10707).
+    this one is drawn and not pretrained. The mean follows MLA (Zhang et al., 2024, https://arxiv.org/abs/2311.10707), whose encoder of
+    audio is that of CAV-MAE (Gong et al., 2023, https://arxiv.org/abs/2210.07839): ``cav_mae`` is as large, on 128 bands, 1024 frames and
+    patches of 16. Windows are of 64 ms, not 25: of a shorter one the lowest of so many bands hold nothing.
 
     Args:
-        arch: A size by name: ``base`` is 768 wide, 12 blocks, 12 heads.
-        dim: Width of the tokens; None: that of ``arch``.
+        arch: A size by name: ``base`` is 768 wide, 12 blocks, 12 heads, on a second at 8 kHz; ``cav_mae`` on 10.23 s at 16 kHz.
+        dim: Width of the tokens; None: that of ``arch``, as of all that follow but the patches.
         layers: Attention blocks.
         heads: Of each block; they divide ``dim``.
         patch: Side of a patch, in bands and in frames; what is left over at the end is padded with zeros.
@@ -54,25 +65,32 @@ class AudioTransformer(nn.Module):
     def __init__(
         self,
         *,
-        arch: Literal["base", "tiny"] = "base",
+        arch: Literal["base", "cav_mae", "tiny"] = "base",
         dim: Positive | None = None,
         layers: Positive | None = None,
         heads: Positive | None = None,
         patch: Positive = 16,
         stride: Positive | None = None,
-        sample_rate: Positive = 8000,
-        n_fft: Positive = 256,
-        hop: Positive = 128,
-        mels: Positive = 32,
-        seconds: Annotated[float, Field(gt=0)] = 1.0,
+        sample_rate: Positive | None = None,
+        n_fft: Positive | None = None,
+        hop: Positive | None = None,
+        mels: Positive | None = None,
+        seconds: Annotated[float, Field(gt=0)] | None = None,
     ) -> None:
         super().__init__()
         size = SIZES[arch]
         dim, layers, heads, stride = dim or size.dim, layers or size.layers, heads or size.heads, stride or patch
+        mels = mels or size.mels
         if dim % heads or stride > patch:
             raise ZooError(f"audio_transformer: dim {dim} must be a multiple of heads {heads}, and stride {stride} at most patch {patch}")
         self.dim = dim
-        self.processor = LogMel(sample_rate=sample_rate, n_fft=n_fft, hop=hop, mels=mels, seconds=seconds)
+        self.processor = LogMel(
+            sample_rate=sample_rate or size.sample_rate,
+            n_fft=n_fft or size.n_fft,
+            hop=hop or size.hop,
+            mels=mels,
+            seconds=seconds or size.seconds,
+        )
         over = [-(side - patch) % stride if side > patch else patch - side for side in (mels, self.processor.frames)]
         down, along = (1 + (side + more - patch) // stride for side, more in zip((mels, self.processor.frames), over, strict=True))
         self.pad = nn.ZeroPad2d((0, over[1], 0, over[0]))

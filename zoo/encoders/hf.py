@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer
 from torch import nn
-from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers.utils import cached_file
 
+from zoo.encoders._hf_text import HfTextProcessor
 from zoo.encoders._hf_vision import FAMILIES, WHOLE, HfVisionEncoder, family_processor, vision_config, vision_model
 from zoo.encoders._image import ImageProcessor
 from zoo.encoders._read import WEIGHTS, depth_of, fetching
@@ -23,48 +22,6 @@ from zoo.types import ModalityInputs, Remote, Tokens
 
 TEXT = ("albert", "bert", "camembert", "deberta-v2", "distilbert", "electra", "ernie", "modernbert", "mpnet", "roberta", "xlm-roberta")
 BILINEAR = 2  # PIL's number, as preprocessor_config.json has it
-
-
-class HfTextProcessor:
-    """A text to ids, with the special tokens that the encoder was trained with around it and none recognised inside it.
-
-    Args:
-        serialized: The text of its ``tokenizer.json``.
-        max_length: Longer texts are cut.
-    """
-
-    def __init__(self, serialized: str, max_length: int) -> None:
-        self._inner = Tokenizer.from_str(serialized)
-        self._inner.no_padding()
-        self._inner.enable_truncation(max_length)
-        self.max_length = max_length
-
-    @classmethod
-    def fetched(cls, source: str, max_length: int) -> HfTextProcessor:
-        """With the tokenizer of a repository or folder.
-
-        Raises:
-            ZooError: If there is none, or it is not a fast one.
-        """
-        with fetching(f"the tokenizer of {source}"):
-            outer = AutoTokenizer.from_pretrained(source)
-        if not isinstance(outer, PreTrainedTokenizerFast):
-            raise ZooError(f"the tokenizer of {source} has no tokenizer.json: convert it to a fast one")
-        return cls(outer.backend_tokenizer.to_str(), max_length)
-
-    def __call__(self, thing: Any) -> ModalityInputs:
-        """One text."""
-        self._inner.encode_special_tokens = True  # pickling, on the way to a worker, forgets it
-        return ModalityInputs(torch.tensor(self._inner.encode(str(thing)).ids))
-
-    def config(self) -> dict[str, Any]:
-        """What tells two of them apart."""
-        vocabulary = json.dumps(sorted(self._inner.get_vocab().items())).encode()
-        return {"vocabulary": blake2b(vocabulary, digest_size=8).hexdigest(), "max_length": self.max_length}
-
-    def serialized(self) -> str:
-        """What makes an equal one."""
-        return self._inner.to_str()
 
 
 class HfTextEncoder(nn.Module):

@@ -11,7 +11,7 @@ import timm
 from torch import nn
 
 from zoo.encoders._image import ImageProcessor
-from zoo.encoders._read import depth_of, fetching, read
+from zoo.encoders._read import Pool, depth_of, fetching, read
 from zoo.errors import ZooError, unknown
 from zoo.registry import register
 from zoo.types import ModalityInputs, Remote, Tokens
@@ -27,14 +27,27 @@ class TimmEncoder(nn.Module):
         layer: Which block of a transformer, or stage of a convolutional net, is read.
         keep_cls: Keep class and register tokens.
         final_norm: Apply the model's last norm to what is read.
+        pool: What ``pooled`` is.
+        portable: What `portable` gives.
     """
 
-    def __init__(self, model: Any, name: str, processor: ImageProcessor, *, layer: int, keep_cls: bool, final_norm: bool) -> None:
+    def __init__(
+        self,
+        model: Any,
+        name: str,
+        processor: ImageProcessor,
+        *,
+        layer: int,
+        keep_cls: bool,
+        final_norm: bool,
+        pool: Pool,
+        portable: dict[str, Any],
+    ) -> None:
         super().__init__()
         takes = signature(model.forward_intermediates).parameters
         self._is_vit = "return_prefix_tokens" in takes
         self._layer = depth_of(layer, len(model.feature_info), name) - 1
-        self._norm, self._keep_cls = final_norm, keep_cls
+        self._norm, self._keep_cls, self._pool, self._portable = final_norm, keep_cls, pool, portable
         self._has_cls = self._is_vit and model.cls_token is not None
         model.prune_intermediate_layers([self._layer], prune_norm=not final_norm, prune_head=True)
         self.model, self.processor = model, processor
@@ -46,14 +59,14 @@ class TimmEncoder(nn.Module):
         pixels = x.values.to(next(self.model.parameters()).dtype)
         if not self._is_vit:
             (grid,) = self.model.forward_intermediates(pixels, output_fmt="NCHW", **how)  # (B, D, H', W')
-            return read(None, grid.flatten(2).transpose(1, 2), has_cls=False, keep_cls=False)
+            return read(None, grid.flatten(2).transpose(1, 2), has_cls=False, keep_cls=False, pool=self._pool)
         (found,) = self.model.forward_intermediates(pixels, output_fmt="NLC", return_prefix_tokens=True, **how)
         patches, prefix = found if isinstance(found, tuple) else (found, None)
-        return read(prefix, patches, has_cls=self._has_cls, keep_cls=self._keep_cls)
+        return read(prefix, patches, has_cls=self._has_cls, keep_cls=self._keep_cls, pool=self._pool)
 
     def portable(self) -> dict[str, Any]:
         """The settings that rebuild it without a network, for weights that come from elsewhere."""
-        return {"pretrained": False}
+        return dict(self._portable)
 
 
 def _width(model: Any, layer: int) -> int:
@@ -90,6 +103,7 @@ def make_timm(
     keep_cls: bool = True,
     final_norm: bool = False,
     image_size: int | None = None,
+    pool: Pool = "cls",
 ) -> TimmEncoder:
     """An image model of timm, read at one layer.
 
@@ -97,9 +111,11 @@ def make_timm(
         arch: The model, with the tag of its weights after a dot: ``vit_base_patch16_clip_224.openai``.
         pretrained: Load the weights of that tag from the hub; or the file to load them from.
         layer: The block (of a convolutional net: the stage) that is read, from 0, or from the end: -1 the last.
-        keep_cls: Keep class and register tokens among the tokens. ``pooled`` is the class token either way, where there is one.
+        keep_cls: Keep class and register tokens among the tokens.
         final_norm: Apply the last norm to what is read, if the model has one; the default is what NoteLLM-2 and LLaVA read.
         image_size: Side of the input; None: the model's own.
+        pool: ``cls``: ``pooled`` is the class token, kept or not, or where there is none the mean of the patches. ``mean``: the mean of
+            all tokens that are kept.
 
     Raises:
         ZooError: If timm has no such model or layer, or its weights cannot be had.
@@ -118,7 +134,16 @@ def make_timm(
         model = timm.create_model(arch, pretrained=bool(pretrained), **given)
     if "forward_intermediates" not in dir(type(model)):
         raise ZooError(f"timm:{arch} gives no intermediate features: choose another model")
-    return TimmEncoder(model, f"timm:{arch}", _processor(cfg, size), layer=layer, keep_cls=keep_cls, final_norm=final_norm)
+    return TimmEncoder(
+        model,
+        f"timm:{arch}",
+        _processor(cfg, size),
+        layer=layer,
+        keep_cls=keep_cls,
+        final_norm=final_norm,
+        pool=pool,
+        portable={"pretrained": False} if pretrained else {},
+    )
 
 
 def _processor(cfg: Any, size: int) -> ImageProcessor:

@@ -2,49 +2,16 @@
 
 from __future__ import annotations
 
-import re
-from typing import Any
-from zlib import crc32
-
-import torch
-from torch import nn
-
 from zoo.config import Positive
+from zoo.encoders._words import HashedWords, WordEncoder
 from zoo.errors import ZooError
 from zoo.registry import register
-from zoo.types import ModalityInputs, Tokens
-
-_CJK = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af"
-_PIECE = re.compile(rf"[{_CJK}]|\d+|[^\W\d_{_CJK}]+|\S")  # a CJK character, a number, a word, a mark
-
-
-class HashedWords:
-    """A text to the rows of an embedding table that its words fall into.
-
-    The hashing trick (Weinberger et al., Feature hashing for large scale multitask learning, 2009,
-    https://arxiv.org/abs/0902.2206). Row 0 is padding, row 1 stands for an empty text.
-
-    Args:
-        rows: Of the table, at least 3.
-        max_length: Longer texts are cut.
-    """
-
-    def __init__(self, rows: int, max_length: int) -> None:
-        self.rows, self.max_length = rows, max_length
-
-    def __call__(self, thing: Any) -> ModalityInputs:
-        """One text."""
-        pieces = _PIECE.findall(str(thing).lower())[: self.max_length]
-        ids = [2 + crc32(p.encode("utf-8", "replace")) % (self.rows - 2) for p in pieces] or [1]
-        return ModalityInputs(torch.tensor(ids))
-
-    def config(self) -> dict[str, Any]:
-        """The arguments that make an equal one."""
-        return {"rows": self.rows, "max_length": self.max_length}
 
 
 @register("encoder", "tiny_text")
-class TinyText(nn.Module):
+def make_tiny_text(
+    *, dim: Positive = 64, layers: int = 2, heads: Positive = 4, rows: Positive = 4096, max_length: Positive = 128
+) -> WordEncoder:
     """Hashed word embeddings and transformer blocks; ``pooled`` is the mean over the real tokens.
 
     Args:
@@ -53,37 +20,10 @@ class TinyText(nn.Module):
         heads: Of each block; they divide ``dim``.
         rows: Of the table of word embeddings.
         max_length: Longer texts are cut.
+
+    Raises:
+        ZooError: If ``heads`` do not divide ``dim``, or there are fewer than 3 rows.
     """
-
-    def __init__(
-        self, *, dim: Positive = 64, layers: int = 2, heads: Positive = 4, rows: Positive = 4096, max_length: Positive = 128
-    ) -> None:
-        super().__init__()
-        if dim % heads or rows < 3:
-            raise ZooError(f"tiny_text: dim {dim} must be a multiple of heads {heads}, and rows {rows} at least 3")
-        self.dim = dim
-        self.processor = HashedWords(rows, max_length)
-        self.words = nn.Embedding(rows, dim)
-        self.position = nn.Parameter(torch.randn(1, max_length, dim) * 0.02)
-        nn.init.normal_(self.words.weight, std=0.02)
-        self.blocks = nn.ModuleList(
-            nn.TransformerEncoderLayer(dim, heads, 4 * dim, dropout=0.0, activation="gelu", batch_first=True, norm_first=True)
-            for _ in range(layers)
-        )
-        self.norm = nn.LayerNorm(dim)
-
-    def forward(self, x: ModalityInputs) -> Tokens:
-        """Ids (B, N) and their mask to Tokens."""
-        mask = x.mask if x.mask is not None else torch.ones_like(x.values, dtype=torch.bool)
-        place = torch.arange(x.values.shape[1], device=x.values.device)  # a slice would write the most tokens into an exported graph
-        tokens = self.words(x.values) + self.position[:, place]  # (B, N, D)
-        for block in self.blocks:
-            tokens = block(tokens, src_key_padding_mask=~mask)
-        tokens = self.norm(tokens)
-        weight = mask[..., None].to(tokens.dtype)
-        pooled = (tokens * weight).sum(1) / weight.sum(1).clamp(min=1)
-        return Tokens(tokens, mask, pooled, torch.ones_like(mask[:, 0]))
-
-    def portable(self) -> dict[str, Any]:
-        """Nothing: it is always built from its settings alone."""
-        return {}
+    if dim % heads or rows < 3:
+        raise ZooError(f"tiny_text: dim {dim} must be a multiple of heads {heads}, and rows {rows} at least 3")
+    return WordEncoder(HashedWords(rows, max_length), dim=dim, layers=layers, heads=heads, rows=rows, max_length=max_length)
