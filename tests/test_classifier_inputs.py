@@ -1,16 +1,21 @@
 """Any encoder in a classifier: rows that lack its modality, rows that cannot be read, and encoders that cannot serve."""
 
+import shutil
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import timm
 import torch
 from PIL import Image
+from safetensors.torch import save_file
+from transformers import BertTokenizerFast
 
 import zoo
 from zoo.batches import LabelledBatches
 from zoo.collate import RowCollate
 from zoo.errors import ZooError
+from zoo.hub import load, save
 from zoo.registry import register
 from zoo.types import Tokens
 
@@ -114,3 +119,21 @@ def test_an_encoder_that_does_not_pool(own_registry):
     model = zoo.build("classifier", encoders={"text": ENCODERS["text"], "vector": "fake_bare"}, classes=3)
     with pytest.raises(ZooError, match="classifier: the encoder of 'vector', Bare, does not pool: name one that does"):
         model(RowCollate(model.processor)([row(0, "text", "vector")]))
+
+
+def test_a_saved_classifier_needs_no_tokenizer_and_no_weights_of_others(tmp_path):
+    words = {word: i for i, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "words", "of", "row"])}
+    BertTokenizerFast(vocab=words).save_pretrained(tmp_path / "words")
+    save_file(timm.create_model("test_vit", img_size=32).state_dict(), tmp_path / "w.safetensors")
+    image = {"name": "timm:test_vit", "image_size": 32, "pretrained": str(tmp_path / "w.safetensors")}
+    encoders = {
+        "video": {"name": "frames", "image": image, "frames": 2},
+        "text": {"name": "text_transformer", "arch": "tiny", "tokenizer": str(tmp_path / "words")},
+    }
+    model = zoo.build("classifier", encoders=encoders, classes=3, fusion="late").eval()
+    save(model, tmp_path / "model")
+    shutil.rmtree(tmp_path / "words")
+    (tmp_path / "w.safetensors").unlink()
+    again = load(tmp_path / "model")
+    batch = RowCollate(model.processor)([row(0), row(2)])
+    assert torch.equal(again(batch).logits["fused"], model(batch).logits["fused"])
