@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Annotated, Any
 
@@ -13,11 +14,13 @@ from zoo.joints import Phase
 from zoo.registry import register
 from zoo.types import Batch, Loss
 
+_ROUNDING = 1e-6  # the coefficient jumps at 1, where rounding alone must not make one lead
+
 
 @register(
     "fusion",
     "ogm_ge",
-    joints=("schedule",),
+    joints={"schedule": None, "combine": "late"},
     needs=("logits",),
     paper="Peng et al., Balanced multimodal learning via on-the-fly gradient modulation, 2022, https://arxiv.org/abs/2203.15332",
 )
@@ -58,7 +61,7 @@ class OgmGe(nn.Module):
         }
         others = {name: sum(s for other, s in sure.items() if other != name) / max(len(sure) - 1, 1) for name in sure}
         ratio = {name: s / max(others[name], 1e-8) if len(sure) > 1 else 1.0 for name, s in sure.items()}
-        return {name: 1 - float(torch.tensor(self.alpha * rho).tanh()) if rho > 1 else 1.0 for name, rho in ratio.items()}
+        return {name: 1 - math.tanh(self.alpha * rho) if rho > 1 + _ROUNDING else 1.0 for name, rho in ratio.items()}
 
     @torch.no_grad()
     def before_step(self, model: Any, phase: Phase, loss: Loss) -> None:

@@ -20,7 +20,7 @@ def test_one_vector_by_hand():
     torch.testing.assert_close(made.matrix, torch.diag(torch.tensor([0.1 / 1.1, 1, 1], dtype=torch.float64)), rtol=0, atol=1e-15)
 
 
-@pytest.mark.parametrize("dim, count", [(8, 5), (8, 30), (96, 20)])
+@pytest.mark.parametrize("dim, count", [(8, 5), (8, 30), (768, 20)])
 @pytest.mark.parametrize("alpha", [0.1, 2.0])
 def test_equals_the_closed_form(dim, count, alpha):
     torch.manual_seed(0)
@@ -32,6 +32,12 @@ def test_equals_the_closed_form(dim, count, alpha):
     values = torch.linalg.eigvalsh(found)
     assert values.min() > 0
     assert values.max() <= 1 + 1e-12
+
+
+def test_of_one_vector_so_much_is_left():
+    """P h = alpha / (alpha + |h|^2) h."""
+    h = torch.tensor([3.0, 4.0, 0.0], dtype=torch.float64)
+    torch.testing.assert_close(projection(3, 0.5, [h])(h[None]), 0.5 / 25.5 * h[None], rtol=0, atol=1e-15)
 
 
 @pytest.mark.parametrize("alpha", [0.1, 1e-8])
@@ -97,7 +103,7 @@ class TestClasses:
     def test_class_means_of_the_others_keep_their_output(self):
         memory, x = self.memory(), torch.randn(4, 16, dtype=torch.float64)
         memory.remember("audio", x, LABELS)
-        means = torch.stack([x[LABELS == k].mean(0) for k in range(3)])
+        means = torch.stack([x[k == LABELS].mean(0) for k in range(3)])
         step = torch.randn(5, 16, dtype=torch.float64)
         torch.testing.assert_close(memory.protect("image", step) @ means.T, torch.zeros(5, 3, dtype=torch.float64), rtol=0, atol=1e-10)
         assert torch.equal(memory.protect("audio", step), step)  # nobody else was seen

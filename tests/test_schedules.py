@@ -1,5 +1,7 @@
 """Schedules of classification: who moves in which phase, what the head keeps, how gradients become one."""
 
+import math
+
 import pytest
 import torch
 from torch.nn import functional as F
@@ -203,6 +205,48 @@ class TestOgmGe:
 
     def test_balance_leaves_all_alone(self):
         assert make("fusion", "ogm_ge", NAMES, D, K).coefficients(*self.loss(0.5, 0.5)) == {"audio": 1.0, "image": 1.0}
+
+    def test_it_jumps_where_one_begins_to_lead(self):
+        """1 - tanh(0.8) at once."""
+        schedule = make("fusion", {"name": "ogm_ge", "alpha": 0.8}, NAMES, D, K)
+        assert schedule.coefficients(*self.loss(0.5001, 0.5)) == {"audio": pytest.approx(0.336, abs=1e-3), "image": 1.0}
+
+    def test_of_three_each_is_compared_with_the_mean_of_the_others(self):
+        def loss(chances):
+            found = {n: torch.log(torch.tensor([p, (1 - p) / 2, (1 - p) / 2])).expand(B, K) for n, p in chances.items()}
+            present = {name: torch.ones(B, dtype=torch.bool) for name in chances}
+            return Loss(torch.zeros(()), {}, output=ModelOutput({}, present=present, logits=found)), torch.zeros(B, dtype=torch.long)
+
+        for count in (2, 3, 4, 7):
+            even = dict.fromkeys(map(str, range(count)), 0.6)
+            assert make("fusion", "ogm_ge", list(even), D, K).coefficients(*loss(even)) == dict.fromkeys(even, 1.0)
+        schedule = make("fusion", {"name": "ogm_ge", "alpha": 0.1}, [*NAMES, "text"], D, K)
+        found = schedule.coefficients(*loss({"audio": 0.9, "image": 0.6, "text": 0.3}))
+        assert found == {"audio": pytest.approx(1 - math.tanh(0.1 * 2)), "image": 1.0, "text": 1.0}
+
+    def test_who_is_absent_is_not_compared(self):
+        schedule = make("fusion", {"name": "ogm_ge", "alpha": 0.8}, NAMES, D, K)
+        loss, targets = self.loss(0.6, 0.4)
+        loss.output.present["image"][:] = False
+        assert schedule.coefficients(loss, targets) == {"audio": 1.0}
+
+    def test_noise_has_the_spread_of_the_gradient(self):
+        net, (loss, targets) = model(["late", {"name": "ogm_ge", "alpha": 0.8}]), self.loss(0.6, 0.4)
+        torch.manual_seed(0)
+        before = {}
+        for name, p in net.named_parameters():
+            p.grad = torch.randn_like(p)
+            before[name] = p.grad.clone()
+        phase = next(net.schedule.phases(batch()._replace(targets=targets)))
+        net.schedule.before_step(net, phase, loss)
+        wide = [
+            (name, p.grad, 0.1663 * before[name]) for name, p in net.named_parameters() if "encoders.audio." in name and p.numel() > 100
+        ]
+        assert wide
+        for name, found, scaled in wide:
+            noise = (found - scaled).std() / scaled.std()
+            assert 0.7 < noise < 1.3, name
+        assert all(torch.equal(p.grad, before[name]) for name, p in net.named_parameters() if "encoders.audio." not in name)
 
     def test_only_the_leaders_encoder_is_slowed(self):
         torch.manual_seed(0)

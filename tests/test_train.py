@@ -11,13 +11,13 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.nn import functional as F
 
+from zoo.batches import Kept
 from zoo.checkpoint import check_same_run
 from zoo.errors import Diverged, Failure, ZooError
 from zoo.joints import Phase
 from zoo.objectives.pair_infonce import PairInfonce
 from zoo.recipe import load_recipe
 from zoo.registry import make, register
-from zoo.batches import Kept
 from zoo.train import make_step, train
 from zoo.types import Loss
 from zoo.update import Updater
@@ -602,7 +602,7 @@ def test_numbers_that_are_none_in_the_first_step(recipe, data):
 class Alternating(nn.Module):
     """Two phases a batch; writes down what is called when."""
 
-    multi_phase, merges = True, False
+    multi_phase = True
 
     def __init__(self, calls):
         super().__init__()
@@ -613,27 +613,29 @@ class Alternating(nn.Module):
         for name in ("a", "b"):
             yield Phase(name, batch)
 
-    def before_step(self, model, phase):
+    def before_step(self, model, phase, loss):
+        assert bool(loss.total.isfinite())
         norm = torch.stack([p.grad.norm() for p in model.parameters() if p.grad is not None]).norm()
         assert 0 < norm <= 0.01 * 1.0001  # clipped already
         self.calls.append(f"before {phase.name}")
 
-    def after_step(self, model, phase, previous):
+    def after_step(self, model, phase, previous, loss):
+        assert bool(loss.total.isfinite())
         assert previous.keys() == {"project.weight"}
         assert not torch.equal(previous["project.weight"], model.project.weight)
         assert model.project.weight.grad is not None
         self.calls.append(f"after {phase.name}")
-
-    def merge(self, gradients):
-        self.calls.append(f"merge {'+'.join(gradients)}")
-        return {name: (gradients["a"][name] + gradients["b"][name]) / 2 for name in gradients["a"]}
 
     def watched(self, model):
         return {"project.weight": model.project.weight}
 
 
 class Merging(Alternating):
-    merges = True
+    """One update of both phases."""
+
+    def merge(self, gradients):
+        self.calls.append(f"merge {'+'.join(gradients)}")
+        return {name: (gradients["a"][name] + gradients["b"][name]) / 2 for name in gradients["a"]}
 
 
 @pytest.fixture
@@ -641,11 +643,11 @@ def calls(own_registry):
     found = []
 
     @register("fusion", "alternating", joints=("schedule",))
-    def alternating():
+    def alternating(names, dim, classes):
         return Alternating(found)
 
     @register("fusion", "merging", joints=("schedule",))
-    def merging():
+    def merging(names, dim, classes):
         return Merging(found)
 
     @register("objective", "stepping")

@@ -48,7 +48,7 @@ def table(cells: list[Cell]) -> str:
 
 def _refused(model: str, fusion: str) -> str | None:
     try:
-        compose(fusion, model, entry("model", model).joints)
+        compose(fusion, model, entry("model", model).joints, entry("model", model).gives)
     except ZooError as e:
         return str(e)
     return None
