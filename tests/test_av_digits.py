@@ -277,3 +277,19 @@ def test_the_real_digits():
     row = data.rows[0]
     assert row["image"].size == (28, 28)
     assert 0.01 < row["audio"].std() < 1
+
+
+@pytest.mark.realdata
+@pytest.mark.skipif(not (DATA / "av_digits").is_dir(), reason="av_digits is not there")
+def test_the_second_recording_of_real_digits():
+    """A real one, of the same digit and split, never the row's own, and each of a split once."""
+    data = digits(DATA, rotation=4, modalities=["audio", "audio2"])
+    assert data.statistics["audio2_of_another_speaker"] == {"train": 1, "val": 0, "test": 1}
+    said = {data.rows[i]["audio"].tobytes(): i for i in range(3000)}
+    assert len(said) == 3000, "no two recordings are the same"
+    for split in ("train", "val", "test"):
+        rows = data.split(split)
+        second = np.array([said[data.rows[i]["audio2"].tobytes()] for i in rows.tolist()])
+        assert sorted(second) == rows.tolist()
+        assert (second != rows).all()
+        assert (data.labels[second] == data.labels[rows]).all()

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from zoo.data._labelled import SETS, LabelledFolder
-from zoo.data._looked import frames_in, spread
+from zoo.data._looked import frames_in, look_at, spread
 from zoo.data.mvsa_single import mood_of
 from zoo.errors import Absent, Failure, ZooError
 from zoo.models.classifier import classifier
@@ -309,6 +309,17 @@ def test_a_row_loses_what_is_broken_or_gone_and_says_so(name, file, row, spoil, 
     assert data.statistics["splits_sha256"] == whole.statistics["splits_sha256"], "lists are of what there should be"
 
 
+@pytest.mark.parametrize("suffix", ["jpg", "png"])
+def test_a_picture_that_ends_too_early_is_broken_though_it_opens(suffix, tmp_path):
+    path = tmp_path / f"a.{suffix}"
+    Image.fromarray(np.random.randint(0, 255, (96, 128, 3)).astype(np.uint8)).save(path)
+    assert look_at([path])[path].fault == ""
+    path.write_bytes(path.read_bytes()[: path.stat().st_size * 2 // 3])
+    with Image.open(path) as opened:
+        assert opened.size == (128, 96)
+    assert "is no picture that can be decoded" in look_at([path])[path].fault
+
+
 def test_a_row_that_lost_everything_is_left_out(folder):
     root = folder("crema_d")
     (root / "crema_d/AudioWAV/1001_DFA_ANG_XX.wav").write_bytes(b"")
@@ -319,6 +330,7 @@ def test_a_row_that_lost_everything_is_left_out(folder):
     assert len(data.rows) == 59
     assert "1001_DFA_ANG_XX" not in data.row_ids
     assert data.broken == ["1001_DFA_ANG_XX"]
+    assert all(data.lists[name] == s for s in ("train", "val", "test") for name in names(data, s))
     assert data.statistics["left_out"] == {"names_not_understood": 1, "not_in_splits": 0, "nothing_usable": 1, "listed_and_not_found": 0}
     assert [row["id"] for row in (data.rows[0], data.rows[58])] == [0, 58]
 

@@ -66,6 +66,8 @@ def test_the_seed_alone_decides():
     first = draw_lists(rows, THREE, seed=0)
     assert draw_lists(rows[::-1], THREE, seed=0) == first
     assert draw_lists(rows, THREE, seed=1) != first
+    classes = [Unit(row.name, row.label) for row in rows]
+    assert draw_lists(classes[::-1], THREE, seed=0) == draw_lists(classes, THREE, seed=0)
     assert digest(first) == digest(dict(reversed(first.items()))) != digest(draw_lists(rows, THREE, seed=1))
     assert digest({"b": "test", "a": "train"}) == "88404c031505ef6b2568594b91dc766079d85c6cad572b4500186eff9eb28c74"
 

@@ -15,10 +15,10 @@ import numpy as np
 
 from zoo.data._collection import decode
 from zoo.data._looked import Look, look_at, spread
-from zoo.data._missing import draw_presence
 from zoo.data._splits import SPLITS, Shares, Unit, digest, draw_lists, read_lists, write_lists
 from zoo.errors import Absent, Failure, ZooError, unknown
 from zoo.pictures import UNDECODABLE
+from zoo.presence import draw_presence
 from zoo.registry import make
 from zoo.types import Row
 

@@ -43,7 +43,7 @@ def draw_lists(rows: Sequence[Unit], shares: Shares, seed: int) -> dict[str, str
     draw = np.random.default_rng(seed)
     of: dict[str, str] = {}
     for part, wanted in shares.items():
-        mine = sorted(row for row in rows if row.part == part)
+        mine = [row for row in rows if row.part == part]
         grouped = any(row.group for row in mine)
         splits = sum(share > 0 for share in wanted)
         if grouped and len({row.group for row in mine}) < splits:
@@ -53,7 +53,7 @@ def draw_lists(rows: Sequence[Unit], shares: Shares, seed: int) -> dict[str, str
         for row in mine:
             strata.setdefault("" if grouped else row.label, []).append(row.group if grouped else row.name)
         dealt: dict[str, str] = {}
-        for stratum in strata.values():
+        for _, stratum in sorted(strata.items()):
             units = sorted(set(stratum))
             split = np.repeat(SPLITS, counts(len(units), wanted)).tolist()
             dealt |= {units[u]: s for u, s in zip(draw.permutation(len(units)).tolist(), split, strict=True)}

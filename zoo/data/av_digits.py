@@ -17,10 +17,11 @@ import pyarrow as pa
 from PIL import Image
 from pydantic import Field
 
-from zoo.data._missing import Rates, draw_presence
+from zoo.config import Rates
 from zoo.data._tables import Source, reading
 from zoo.errors import Absent, ZooError, unknown
 from zoo.pictures import UNDECODABLE, check_size
+from zoo.presence import draw_presence
 from zoo.registry import register
 from zoo.types import Row
 

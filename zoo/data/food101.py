@@ -8,8 +8,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from zoo.config import Rates
 from zoo.data._labelled import Found, Item, LabelledFolder, Settings, find
-from zoo.data._missing import Rates
 from zoo.data._splits import Unit
 from zoo.errors import ZooError
 from zoo.registry import register

@@ -7,10 +7,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from zoo.config import Positive
+from zoo.config import Positive, Rates
 from zoo.data._labelled import Found, Item, LabelledFolder, Settings, find
 from zoo.data._looked import frames_in
-from zoo.data._missing import Rates
 from zoo.data._splits import Unit
 from zoo.errors import ZooError
 from zoo.registry import register
