@@ -39,6 +39,7 @@ ObjectiveSpec = Annotated[Spec, PartOf("objective")]
 
 Positive = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Rates = Fraction | dict[str, Fraction]  # of missing modalities: of all, or of each by name
 
 
 class Fault(NamedTuple):

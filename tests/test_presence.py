@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from zoo.data._missing import draw_presence
 from zoo.errors import ZooError
+from zoo.presence import draw_presence
 
 TWO, THREE = ("audio", "image"), ("audio", "image", "text")
 
