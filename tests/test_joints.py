@@ -28,6 +28,8 @@ def _fakes(own_registry):
     register("fusion", "fake_early_entropy", joints={"arrange": None, "combine": "fake_entropy"})(plain)
     register("fusion", "fake_experts", joints=("trunk",))(plain)
     register("fusion", "fake_all", joints=("arrange", "combine"))(plain)
+    register("fusion", "fake_late", joints=("combine",), needs=("logits",))(combine)
+    register("fusion", "fake_shared", joints=("schedule",), needs=("head", "classes"))(plain)
 
 
 @pytest.mark.parametrize("nothing", [None, []])
@@ -91,6 +93,23 @@ def test_a_joint_that_the_model_lacks():
     assert {"fake_gate", "fake_sum"} <= set(fit)
     assert not {"fake_experts", "fake_alternating", "fake_early"} & set(fit)
     assert "\n" not in message
+
+
+def test_a_thing_that_the_model_lacks():
+    with pytest.raises(ZooError) as e:
+        compose("fake_shared", "m", OFFERS, gives=("logits", "classes"))
+    message = str(e.value)
+    assert message.startswith("fusion 'fake_shared' needs of a model: one linear head that all modalities share, which 'm' does not have;")
+    fit = message.partition("fusions that fit it: ")[2].split(", ")
+    assert {"fake_late", "fake_gate"} <= set(fit)
+    assert "fake_shared" not in fit
+    with pytest.raises(ZooError, match="needs of a model: one linear head that all modalities share, rows of known class, which"):
+        compose("fake_shared", "m", OFFERS)
+
+
+def test_who_gives_what_is_needed_gets_it():
+    composed = compose(["fake_shared", "fake_late"], "m", OFFERS, gives=("logits", "head", "classes"))
+    assert (composed.schedule, composed.combine) == (("fake_shared", {}), ("fake_late", {}))
 
 
 def test_a_model_without_joints():
