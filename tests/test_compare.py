@@ -14,7 +14,7 @@ import zoo
 from zoo import cli
 from zoo.compare import Cell, compare, markdown, plan
 from zoo.compare import _metric as metric
-from zoo.evaluate.retrieval import Metric
+from zoo.metric import Key, Metric
 from zoo.objectives.pair_infonce import PairInfonce
 from zoo.recipe import load_recipe
 from zoo.study import Result, _Clock, _died, perform_all, result, states
@@ -38,7 +38,7 @@ TINY = {
     "baselines": {"bm25": "bm25", "base": {"model.fusion": "early"}},
     "out": "runs/tiny",
 }
-MAIN = ("multi", "all", "both", 5)
+MAIN = Key("multi", "all", "both", 5)
 
 
 @pytest.fixture(scope="module")
@@ -379,7 +379,7 @@ def hits(values, subset="all"):
 
 def cell(name, by_seed, classic="", questions="same"):
     asked = {"multi/all": questions}
-    return Cell(name, classic, {seed: Result("done", "", [found], 1.0, 1, "", "", asked, {}) for seed, found in by_seed.items()})
+    return Cell(name, classic, {seed: Result("done", "", [found], 1.0, 1, "", "", asked, {}, {}) for seed, found in by_seed.items()})
 
 
 class TestDifference:

@@ -370,7 +370,7 @@ class TestEncode:
             build(fusion).encode(rows)
 
     def test_batches_of_nothing_are_refused(self):
-        with pytest.raises(ZooError, match="batch_size 0 encodes nothing: write 1 or more"):
+        with pytest.raises(ZooError, match="batch_size 0 holds nothing: write 1 or more"):
             build().encode([NOTE], batch_size=0)
 
     def test_a_bar_when_asked_and_only_then(self, capfd):

@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from zoo.errors import ZooError
 from zoo.evaluate import retrieval
 from zoo.evaluate._bootstrap import interval
-from zoo.evaluate.retrieval import Metric, Task, embedding_scorer, measure, multi, one_target, paired_difference, recalls, topk
+from zoo.evaluate.retrieval import Task, embedding_scorer, measure, multi, one_target, paired_difference, recalls, topk
 from zoo.evaluate.verdict import compare, verdict
+from zoo.metric import Metric
 
 
 class Toy(NamedTuple):
@@ -219,7 +220,7 @@ def test_verdict_against_the_best_baseline() -> None:
     hits = {"popularity": np.zeros(2000), "bm25": base, "model": np.maximum(base, generator.random(2000) < 0.1)}
     comparisons = compare("model", ["popularity", "bm25"], hits)
     assert [c.baseline for c in comparisons] == ["bm25", "popularity"]
-    line = verdict(10, comparisons)
+    line = verdict("recall@10", comparisons)
     best = comparisons[0]
     assert line == (
         f"VERDICT: WIN | recall@10={hits['model'].mean():.3f} | baseline bm25={base.mean():.3f}"
@@ -230,7 +231,7 @@ def test_verdict_against_the_best_baseline() -> None:
     for queries, outcome in ((19, "UNDECIDED"), (20, "WIN")):
         assert compare("model", ["none"], {"model": np.ones(queries), "none": np.zeros(queries)})[0].outcome == outcome
     with pytest.raises(ZooError, match="a verdict needs a baseline"):
-        verdict(10, [])
+        verdict("recall@10", [])
     with pytest.raises(ZooError, match="no system with hits named 'bm52'; did you mean 'bm25'"):
         compare("model", ["bm52"], hits)
 

@@ -13,9 +13,12 @@ from accelerate.utils import set_seed
 import zoo
 from zoo.data.planted_notes import plant
 from zoo.embed import embed_notes, search_notes
+from zoo.evaluate.modalities import Altered
 from zoo.evaluate.retrieval import embedding_scorer, measure
+from zoo.metric import Key
+from zoo.questions import HIDDEN, embed
 from zoo.recipe import load_recipe
-from zoo.run import Shown, embed, load_data, missed_floors
+from zoo.run import load_data, missed_floors
 
 TINY = {
     "model": {
@@ -33,6 +36,7 @@ TINY = {
     "run": {"steps": 2, "batch_size": 8, "log_every": 1, "device": "cpu"},
     "evaluate": {"k": [5, 10], "bootstrap": 20, "examples": 2},
 }
+MAIN = Key("one_target", "all", "both", 10)
 BASELINES = {
     "bm25": "bm25",
     "popularity": "popularity",
@@ -140,7 +144,7 @@ class TestArms:
         "override, says",
         [
             ({"evaluate.split": "val"}, "baselines.other: it changes 'evaluate', and arms are compared on the same queries"),
-            ({"data.seed": 7}, "baselines.other: its 'data' has other notes, pairs or candidates in split 'test'"),
+            ({"data.seed": 7}, "baselines.other: its 'data' has other rows, pairs or candidates in split 'test'"),
         ],
     )
     def test_an_arm_that_answers_other_questions(self, tmp_path, override, says):
@@ -169,8 +173,8 @@ class TestEvaluate:
     def test_floors_speak_of_the_headline(self, outcome, data):
         recipe = load_recipe(TINY, floor={"recall@5": 0.999})
         metrics = zoo.evaluate(outcome.folder, loaded=data)
-        assert missed_floors(recipe, metrics)[0].startswith("recall@5 is 0.")
-        assert missed_floors(load_recipe(TINY), metrics) == []
+        assert missed_floors(recipe, metrics, MAIN)[0].startswith("recall@5 is 0.")
+        assert missed_floors(load_recipe(TINY), metrics, MAIN) == []
 
     @pytest.mark.parametrize(
         "override, says",
@@ -190,9 +194,9 @@ class TestEvaluate:
 
     def test_shown(self):
         rows = [{"id": 0, "title": "a", "topic": "b", "content": "c", "image": "d"}]
-        assert Shown(rows, "both")[0] == rows[0]
-        assert set(Shown(rows, "text")[0]) == {"id", "title", "topic", "content"}
-        assert set(Shown(rows, "image")[0]) == {"id", "image"}
+        assert Altered(rows, HIDDEN["both"])[0] == rows[0]
+        assert set(Altered(rows, HIDDEN["text"])[0]) == {"id", "title", "topic", "content"}
+        assert set(Altered(rows, HIDDEN["image"])[0]) == {"id", "image"}
 
     def test_an_item_of_which_the_model_sees_nothing_has_the_zero_vector(self, outcome):
         vectors = embed(zoo.load(outcome.folder), [{"id": 0}, {"id": 1, "title": "shoes"}], batch_size=1)

@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import Dataset
 
 from zoo.collate import Known, PairCollate, Sample, processed, stack
-from zoo.types import Batch, LabelledData, PairData, Row
+from zoo.types import Batch, Data, LabelledData, PairData, Row
 
 
 class Kept:
@@ -74,19 +74,19 @@ class LabelledBatches(Dataset[Batch]):
         return Batch(stack([self.samples[i] for i in own.tolist()]), targets=torch.from_numpy(self.labels[own]), ids=torch.from_numpy(own))
 
 
-def batches_of(data: PairData | LabelledData, process: int, processor: Any, keep: int) -> Dataset[Batch]:
+def batches_of(data: Data, process: int, processor: Any, keep: int) -> Dataset[Batch]:
     """The training batches of one process, for indices of the shape (processes, B)."""
     made = PairBatches if isinstance(data, PairData) else LabelledBatches
     return made(data, process, processor, keep)  # type: ignore[arg-type]
 
 
-def lengths_of(data: PairData | LabelledData) -> np.ndarray:
+def lengths_of(data: Data) -> np.ndarray:
     """How long each training pair, that is its longer row, or each training row is, for length buckets."""
     lengths = data.lengths()
     return lengths[data.pairs("train")].max(1) if isinstance(data, PairData) else lengths[data.split("train")]
 
 
-def training_rows(data: PairData | LabelledData) -> Iterator[Row]:
+def training_rows(data: Data) -> Iterator[Row]:
     """Every row that training may see, decoded one after the other."""
     rows, used = (data.notes, np.unique(data.pairs("train"))) if isinstance(data, PairData) else (data.rows, data.split("train"))
     return (rows[int(i)] for i in used)

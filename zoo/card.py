@@ -12,6 +12,7 @@ from huggingface_hub import EvalResult, ModelCardData
 
 from zoo.config import hints_of, part_kind, parts_in, settings, split_spec
 from zoo.errors import Failure, ZooError
+from zoo.metric import CLASSES, input_name, measure_name
 from zoo.registry import Entry, entry
 
 LIBRARY = "multimodal-zoo"
@@ -89,20 +90,23 @@ def _results(recipe: str, metrics: Mapping[str, Any] | None) -> list[EvalResult]
         return []
     said = yaml.safe_load(recipe)
     data, _ = split_spec(said["data"])
-    return [
-        EvalResult(
-            task_type="retrieval",
-            task_name="item-to-item retrieval",
-            dataset_type=data,
-            dataset_name=data,
-            dataset_split=said["evaluate"]["split"],
-            metric_type=f"recall_at_{record['k']}",
-            metric_name=f"Recall@{record['k']} ({record['protocol']})",
-            metric_value=round(record["recall"], 4),
-        )
-        for record in _records(metrics)
-        if (record["subset"], record["input"]) == ("all", "both")
-    ]
+    results = []
+    for record in _records(metrics):
+        classes = record["protocol"] == CLASSES
+        if record["subset"] == "all" and not input_name(record["input"]):
+            results.append(
+                EvalResult(
+                    task_type="classification" if classes else "retrieval",
+                    task_name="multimodal classification" if classes else "item-to-item retrieval",
+                    dataset_type=data,
+                    dataset_name=data,
+                    dataset_split=said["classify" if classes else "evaluate"]["split"],
+                    metric_type=measure_name(record["protocol"], record["k"]).replace("@", "_at_"),
+                    metric_name="Accuracy" if classes else f"Recall@{record['k']} ({record['protocol']})",
+                    metric_value=round(record["recall"], 4),
+                )
+            )
+    return results
 
 
 def _metadata(name: str, title: str, keys: Sequence[str], results: list[EvalResult], licence: str | None) -> str:

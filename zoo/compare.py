@@ -10,15 +10,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from zoo.errors import ZooError, unknown
-from zoo.evaluate.retrieval import Metric
 from zoo.evaluate.verdict import compare as paired
 from zoo.files import write_json, write_text
-from zoo.recipe import values
-from zoo.study import Result, load_all, perform_all, result, states
+from zoo.metric import CLASSES, Key, Metric, measure_name, subset_name
+from zoo.questions import main_key, split_of
+from zoo.study import Result, data_of, load_all, perform_all, result, states
 from zoo.trials import Given, Trial, shown, trials
-
-Key = tuple[str, str, str, int]  # protocol, subset, input, k
-SUBSETS = {"all": "all", "short_query": "short query", "short_target": "short target"}
 
 
 class Cell(NamedTuple):
@@ -33,7 +30,7 @@ class Cell(NamedTuple):
 
     def metrics(self, key: Key) -> dict[int, Metric]:
         """By seed; a seed whose trial has no such metric is left out."""
-        found = {seed: [m for m in r.metrics if (m.protocol, m.subset, m.input, m.k) == key] for seed, r in self.done().items()}
+        found = {seed: [m for m in r.metrics if m.key == key] for seed, r in self.done().items()}
         return {seed: metrics[0] for seed, metrics in found.items() if metrics}
 
 
@@ -64,10 +61,12 @@ def compare(
     What is finished under ``out`` is not done again, and what was interrupted goes on from its last checkpoint. A trial that diverges
     is written down as failed, and the others go on. The table stands in ``out/compare.md``, all its numbers in ``out/compare.json``.
 
-    The difference of a cell from the reference is a paired bootstrap over queries: the recall of each query is averaged over the
-    seeds that both cells have finished, and queries are drawn with replacement, each with all its seeds. So the 95 % interval says
-    how far the difference would move with other queries, the trained models being these; how far it moves with the seed is what the
-    standard deviations say. A classic baseline knows no seed: it is compared with the mean of all of the other's.
+    The difference of a cell from the reference is a paired bootstrap over queries, or rows to classify: the recall of each query is
+    averaged over the seeds that both cells have finished, and queries are drawn with replacement, each with all its seeds; where every
+    seed asks other ones, held-out speakers in rotation, they are drawn from those of all seeds. So the 95 % interval says how far the
+    difference would move with other queries, the trained models being these; how far it moves with the seed is what the standard
+    deviations say, and the difference of each seed, which stands in ``compare.json``. A classic baseline knows no
+    seed: it is compared with the mean of all of the other's.
 
     A setting that is picked from this table is picked on the split that it shows. Pick on ``evaluate.split=val``, and show the test
     split for what was picked.
@@ -91,14 +90,15 @@ def compare(
     root, out = Path(data_root) if data_root is not None else None, Path(out)
     found = trials(recipes, *overrides, out=out, seeds=seeds, grid=grid, arms=arms)
     reference = _reference(found, against)
-    perform_all(found, load_all(found, root), data_root=root, jobs=jobs, fresh=fresh)
+    loaded = load_all(found, root)
+    perform_all(found, loaded, data_root=root, jobs=jobs, fresh=fresh)
     results = [(trial, result(trial)) for trial in found]
     cells = {t.cell: Cell(t.cell, t.classic, {own.recipe.seed: came for own, came in results if own.cell == t.cell}) for t in found}
-    settings = found[0].recipe.evaluate
+    first, data = found[0].recipe, data_of(found[0], loaded)
     numbers = {
         "command": _command(recipes, overrides, seeds, grid or {}, arms, reference, out),
-        "split": settings.split,
-        "main": values(settings.main),
+        "split": split_of(first, data),
+        "main": main_key(first, data)._asdict(),
         "reference": reference,
         "seeds": list(range(seeds)),
         "budget_seconds": budget_seconds,
@@ -163,7 +163,7 @@ def _command(
 def _cell(cell: Cell, reference: Cell) -> dict[str, Any]:
     """All numbers of one row."""
     done = cell.done()
-    keys = dict.fromkeys((m.protocol, m.subset, m.input, m.k) for r in done.values() for m in r.metrics)
+    keys = dict.fromkeys(m.key for r in done.values() for m in r.metrics)
     first = next(iter(cell.results.values()))
     return {
         "cell": cell.name,
@@ -174,7 +174,20 @@ def _cell(cell: Cell, reference: Cell) -> dict[str, Any]:
         "failed": {seed: r.message for seed, r in cell.results.items() if r.state == "failed"},
         "machines": _distinct([r.machine for r in done.values()]),
         "metrics": [_metric(key, cell, reference) for key in keys],
+        "more": _means([r.more for r in done.values()]),
     }
+
+
+def _means(found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Mean and spread over seeds of every plain number in nested mappings that all of them have; what is no number is left out."""
+    out: dict[str, Any] = {}
+    for key in [k for k in (found[0] if found else {}) if all(k in other for other in found)]:
+        values = [other[key] for other in found]
+        if all(isinstance(v, Mapping) for v in values):
+            out[key] = _means(values)
+        elif all(isinstance(v, float | int) for v in values):
+            out[key] = {"mean": float(np.mean(values)), "std": float(np.std(values, ddof=1)) if len(values) > 1 else None}
+    return {key: value for key, value in out.items() if value}
 
 
 def _distinct(machines: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
@@ -186,7 +199,7 @@ def _metric(key: Key, cell: Cell, reference: Cell) -> dict[str, Any]:
     mine = cell.metrics(key)
     recalls = [m.recall for m in mine.values()]
     return {
-        **dict(zip(("protocol", "subset", "input", "k"), key, strict=True)),
+        **key._asdict(),
         "n": len(recalls),
         "mean": float(np.mean(recalls)),
         "std": float(np.std(recalls, ddof=1)) if len(recalls) > 1 else None,
@@ -197,50 +210,72 @@ def _metric(key: Key, cell: Cell, reference: Cell) -> dict[str, Any]:
 
 
 def _difference(key: Key, cell: Cell, reference: Cell) -> dict[str, Any] | None:
-    """The paired comparison over queries; None where the two share no seed, or do not seek the same among the same."""
+    """The paired comparison over queries; None where the two share no seed, or under a seed do not seek the same among the same."""
     mine, other = cell.metrics(key), reference.metrics(key)
     if not (cell.classic or reference.classic):
         common = mine.keys() & other.keys()
         mine, other = ({seed: m for seed, m in found.items() if seed in common} for found in (mine, other))
     if not mine or not other:
         return None
-    name = f"{key[0]}/{key[1]}"
-    asked = {own.results[seed].questions[name] for own, found in ((cell, mine), (reference, other)) for seed in found}
-    if len(asked) > 1:
+    asked = [
+        {seed: own.results[seed].questions[f"{key.protocol}/{key.subset}"] for seed in found}
+        for own, found in ((cell, mine), (reference, other))
+    ]
+    seeds = sorted({*mine, *other})
+    everywhere = len({digest for some in asked for digest in some.values()}) == 1
+    if not everywhere and asked[0] != asked[1]:
         return None
-    hits = {name: np.mean([m.hits for m in found.values()], axis=0) for name, found in ((cell.name, mine), (reference.name, other))}
+    hits = {
+        own.name: np.mean([m.hits for m in found.values()], axis=0) if everywhere else np.concatenate([found[seed].hits for seed in seeds])
+        for own, found in ((cell, mine), (reference, other))
+    }
     found = paired(cell.name, [reference.name], hits)[0]
-    return {"mean": found.mean, "low": found.low, "high": found.high, "outcome": found.outcome, "seeds": sorted({*mine, *other})}
+    by_seed = {seed: mine[seed].recall - other[seed].recall for seed in seeds if seed in mine and seed in other}
+    return {"mean": found.mean, "low": found.low, "high": found.high, "outcome": found.outcome, "seeds": seeds, "by_seed": by_seed}
 
 
 def markdown(numbers: Mapping[str, Any]) -> str:
-    """The tables of a study: the headline first, then every protocol and k by what was shown and by subset."""
-    main = numbers["main"]
-    headline = (main["protocol"], "all", "both", main["k"])
-    title = f"Recall@{main['k']}, {main['protocol']}, split {numbers['split']}; mean ± standard deviation over n seeds"
+    """The tables of a study: the headline first, then every protocol and k by what was shown and by subset, then what else was found."""
+    headline = Key(**numbers["main"])
+    measure = measure_name(headline.protocol, headline.k)
+    of = "" if headline.protocol == CLASSES else f", {headline.protocol}"
+    title = f"{measure.capitalize()}{of}, split {numbers['split']}; mean ± standard deviation over n seeds"
     difference = f"Difference: from {numbers['reference']}, paired over queries, with its 95 % interval."
     if not next(cell for cell in numbers["cells"] if cell["cell"] == numbers["reference"])["metrics"]:
         difference = f"{numbers['reference']} has no result, so there are no differences: name another cell with --against."
     lines = [f"# {title}", "", difference, ""]
-    heads = ["cell", "n", f"recall@{main['k']}", "difference", "outcome", "parameters", "seconds", "remarks"]
+    heads = ["cell", "n", measure, "difference", "outcome", "parameters", "seconds", "remarks"]
     mixed = len({commit for cell in numbers["cells"] for commit in _commits(cell)}) > 1
     lines += _table(heads, [_headline(cell, headline, numbers["budget_seconds"], mixed) for cell in numbers["cells"]])
     if numbers["grid"] and numbers["split"] == "test":
-        lines += ["", "A setting that is picked from here is picked on the test split: pick with evaluate.split=val."]
+        split = "classify.split" if headline.protocol == CLASSES else "evaluate.split"
+        lines += ["", f"A setting that is picked from here is picked on the test split: pick with {split}=val."]
     metrics = [m for cell in numbers["cells"] for m in cell["metrics"]]
     for protocol, k in dict.fromkeys((m["protocol"], m["k"]) for m in metrics):
-        subsets = [s for s in SUBSETS if any((m["protocol"], m["k"], m["subset"]) == (protocol, k, s) for m in metrics)]
+        subsets = list(dict.fromkeys(m["subset"] for m in metrics if (m["protocol"], m["k"]) == (protocol, k)))
         rows = [
-            [cell["cell"], shown, *(_entry(_find(cell, (protocol, subset, shown, k))) for subset in subsets)]
+            [cell["cell"], shown, *(_entry(_find(cell, Key(protocol, subset, shown, k))) for subset in subsets)]
             for cell in numbers["cells"]
             for shown in dict.fromkeys(m["input"] for m in cell["metrics"])
         ]
-        lines += ["", f"## {protocol}, recall@{k}", "", *_table(["cell", "shown", *(SUBSETS[s] for s in subsets)], rows)]
+        name = measure_name(protocol, k) if protocol == CLASSES else f"{protocol}, {measure_name(protocol, k)}"
+        lines += ["", f"## {name}", "", *_table(["cell", "shown", *(subset_name(s).lower() for s in subsets)], rows)]
+    lines += _more(numbers["cells"])
     return "\n".join([*lines, "", f"`{numbers['command']}`", ""])
 
 
+def _more(cells: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A table of every kind of further number."""
+    lines = []
+    for kind in dict.fromkeys(kind for cell in cells for kind, found in cell["more"].items() if "mean" not in found):
+        columns = list(dict.fromkeys(name for cell in cells for name in cell["more"].get(kind, {})))
+        rows = [[cell["cell"], *(_spread(cell["more"].get(kind, {}).get(name)) for name in columns)] for cell in cells]
+        lines += ["", f"## {kind.replace('_', ' ')}", "", *_table(["cell", *columns], rows)]
+    return lines
+
+
 def _find(cell: Mapping[str, Any], key: Key) -> Mapping[str, Any] | None:
-    return next((m for m in cell["metrics"] if (m["protocol"], m["subset"], m["input"], m["k"]) == key), None)
+    return next((m for m in cell["metrics"] if Key(m["protocol"], m["subset"], m["input"], m["k"]) == key), None)
 
 
 def _commits(cell: Mapping[str, Any]) -> list[str]:

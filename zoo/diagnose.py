@@ -14,7 +14,7 @@ from zoo.examine import WHAT, Subject
 from zoo.files import write_bytes, write_json
 from zoo.hub import load
 from zoo.report import report
-from zoo.run import evaluation, load_data, machine
+from zoo.run import evaluation, load_pairs, machine
 from zoo.types import PairData
 
 FILE = "diagnosis.json"
@@ -72,7 +72,7 @@ def diagnose(
     folder = Path(run)
     model = load(folder, device)
     recipe = evaluation(folder / "recipe.yaml", **({} if split is None else {"evaluate__split": split}))
-    data = load_data(recipe, data_root) if loaded is None else loaded
+    data = load_pairs(recipe, "a diagnosis", data_root) if loaded is None else loaded
     subject = Subject(folder, model, recipe, data, batches=batches, permutations=permutations, seed=seed)
     chosen = [name for name in WHAT if name in what]
     found = subject.examine(chosen)

@@ -10,11 +10,13 @@ from typing import Any
 from zoo.config import split_spec
 from zoo.data._collection import read_notes
 from zoo.errors import ZooError
+from zoo.evaluate.modalities import Altered
 from zoo.evaluate.retrieval import Input
 from zoo.files import check_target
 from zoo.hub import load, model_hash
+from zoo.questions import HIDDEN, embed
 from zoo.recipe import load_recipe
-from zoo.run import Shown, embed, load_data
+from zoo.run import load_pairs
 from zoo.search import Kind, index_file
 from zoo.types import Row
 from zoo.vectors import models_of, write_vectors
@@ -53,9 +55,9 @@ def embed_notes(
         rows, ids = read_notes(Path(notes), settings.get("columns"))
         inputs: Sequence[Input] = settings.get("inputs") or ()
         if len(inputs) == 1:  # what training hid stays hidden
-            rows = Shown(rows, inputs[0])
+            rows = Altered(rows, hidden=HIDDEN[inputs[0]])
     else:
-        data = load_data(recipe, data_root)
+        data = load_pairs(recipe, "embedding notes", data_root)
         rows, ids = data.notes, data.note_ids
     vectors = embed(model, rows, batch_size=batch_size)
     write_vectors(Path(out), ids, vectors, {"model": made_by})

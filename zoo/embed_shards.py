@@ -21,8 +21,8 @@ from zoo.data._shards import format_of
 from zoo.errors import Failure, ZooError
 from zoo.hub import load, model_hash
 from zoo.interrupt import in_worker
+from zoo.questions import embed
 from zoo.recipe import load_recipe
-from zoo.run import embed
 from zoo.vectors import about_vectors, vector_files, write_vectors
 
 logger = logging.getLogger("zoo.embed")

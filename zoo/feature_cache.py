@@ -27,7 +27,7 @@ from zoo.loading import loaded
 from zoo.models._encode import progress
 from zoo.models._notes import images
 from zoo.recipe import Recipe
-from zoo.types import ModalityInputs, PairData, Processor, Row, Seeing, Sparing, Tokens
+from zoo.types import Data, ModalityInputs, PairData, Processor, Row, Seeing, Sparing, Tokens
 
 logger = logging.getLogger("zoo.feature_cache")
 FLUSH_SECONDS = 30.0  # of work that a killed build loses
@@ -36,7 +36,7 @@ _SAME = {"no": 1e-3, "bf16": 3e-2, "fp16": 1e-2}  # relative: another device or 
 
 
 @contextmanager
-def feature_cache(recipe: Recipe, data: PairData, model: Any, accelerator: Accelerator) -> Iterator[PairData]:
+def feature_cache(recipe: Recipe, data: Data, model: Any, accelerator: Accelerator) -> Iterator[Data]:
     """Inside, rows name the places of their images in the cache, and the model's encoder looks them up.
 
     The encoder stays where it is, with its weights, so checkpoints and the saved model are those of a run without cache; real images
@@ -54,13 +54,14 @@ def feature_cache(recipe: Recipe, data: PairData, model: Any, accelerator: Accel
 
     Raises:
         Failure: If an entry cannot be written.
-        ZooError: If the encoder is not frozen, or what it gives depends on more than the image.
+        ZooError: If the data are no pairs, the encoder is not frozen, or what it gives depends on more than the image.
     """
     folder = recipe.run.feature_cache
     if folder is None or (isinstance(model, Seeing) and model.vision is None):
         yield data
         return
     _check(recipe, model)
+    assert isinstance(data, PairData), "models with one eye train on pairs"
     encoder = model.vision
     source = _Source(encoder, encoder.processor, data.notes, recipe, accelerator)
     features = _opened_or_built(folder, _key(recipe, data, model), source)
@@ -202,11 +203,7 @@ class _Placed(Sequence[Row]):
 
 
 def _check(recipe: Recipe, model: Any) -> None:
-    """Whether what the encoder gives is the same in every step.
-
-    Raises:
-        ZooError: If it is not.
-    """
+    """Raise a ZooError unless what the encoder gives is the same in every step."""
     if not isinstance(model, Seeing):
         raise ZooError(f"run.feature_cache: {split_spec(recipe.model)[0]!r} is no model with one image encoder: leave it out")
     trained = [name for name, p in model.vision.named_parameters() if p.requires_grad]

@@ -24,7 +24,7 @@ from zoo.hub import ABOUT, WEIGHTS
 from zoo.recipe import Recipe, load_recipe, values
 from zoo.registry import make
 from zoo.stages import Stage
-from zoo.types import PairData
+from zoo.types import Data
 
 logger = logging.getLogger("zoo.train")
 CODE = 1  # raise it when training comes to give other weights from the same recipe and data: all caches are stale then
@@ -35,7 +35,7 @@ Identify = Callable[[Recipe], dict[str, Any]]  # `zoo.train.identity_of`, likewi
 
 
 def prepare(
-    recipe: Recipe, data: PairData, data_root: Path | None, *, train: Train, identify: Identify, before: Sequence[str] = ()
+    recipe: Recipe, data: Data, data_root: Path | None, *, train: Train, identify: Identify, before: Sequence[str] = ()
 ) -> list[Path]:
     """The run folder of each stage of a recipe; those that are not in the cache are trained now, into a folder that is renamed when whole.
 
@@ -101,7 +101,7 @@ def _recipe_of(stage: Stage, recipe: Recipe) -> Recipe:
     return load_recipe(stage.recipe, *(f"{key}={json.dumps(value)}" for key, value in shared.items()))
 
 
-def _key(recipe: Recipe, data: PairData, inner: Sequence[Path], identify: Identify) -> str:
+def _key(recipe: Recipe, data: Data, inner: Sequence[Path], identify: Identify) -> str:
     """Of everything that decides a stage's weights: settings, data, the stages before it, and code."""
     tree = {k: v for k, v in identify(recipe).items() if k != "init_from"}
     stages = [{"parts": stage.parts, "from": folder.name} for stage, folder in zip(recipe.init_from, inner, strict=True)]
@@ -125,7 +125,7 @@ def _is_whole(folder: Path, key: str) -> bool:
     return False
 
 
-def _make(recipe: Recipe, data: PairData, data_root: Path | None, key: str, train: Train) -> None:
+def _make(recipe: Recipe, data: Data, data_root: Path | None, key: str, train: Train) -> None:
     folder = recipe.out
     if PartialState().num_processes > 1:
         raise ZooError(

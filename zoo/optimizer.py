@@ -1,4 +1,4 @@
-"""AdamW over parameter groups by module prefix, and the learning rate over the steps."""
+"""AdamW or SGD over parameter groups by module prefix, and the learning rate over the steps."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from zoo.freeze import freeze
 from zoo.sections import Group, Optimizer
 
 
-def make_optimizer(module: nn.Module, settings: Optimizer) -> torch.optim.AdamW:
+def make_optimizer(module: nn.Module, settings: Optimizer) -> torch.optim.Optimizer:
     """One group for every rate and decay that the settings name; the longest prefix wins.
 
     Prefixes are written as in ``freeze:``, from the model on: ``vision``, ``backbone.model.layers``; or ``objective``.
@@ -33,21 +33,18 @@ def make_optimizer(module: nn.Module, settings: Optimizer) -> torch.optim.AdamW:
     if lost:
         raise ZooError("optimizer.groups: " + "; ".join(_unmatched(prefix, trained) for prefix in lost))
     peak = {group: settings.lr if group is None or group.lr is None else group.lr for group in members}
-    return torch.optim.AdamW(
-        [
-            {
-                "params": parameters,
-                "lr": peak[group],
-                "peak": peak[group],
-                "weight_decay": settings.weight_decay if group is None or group.weight_decay is None else group.weight_decay,
-            }
-            for group, parameters in members.items()
-        ],
-        lr=settings.lr,
-        betas=settings.betas,
-        eps=settings.eps,
-        fused=True,
-    )
+    made = [
+        {
+            "params": parameters,
+            "lr": peak[group],
+            "peak": peak[group],
+            "weight_decay": settings.weight_decay if group is None or group.weight_decay is None else group.weight_decay,
+        }
+        for group, parameters in members.items()
+    ]
+    if settings.name == "sgd":
+        return torch.optim.SGD(made, lr=settings.lr, momentum=settings.momentum)  # fused fails without gradients
+    return torch.optim.AdamW(made, lr=settings.lr, betas=settings.betas, eps=settings.eps, fused=True)
 
 
 def learning_rate(settings: Optimizer, step: int, steps: int) -> float:

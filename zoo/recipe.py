@@ -15,7 +15,7 @@ from zoo.config import DataSpec, Fault, Fraction, ModelSpec, ObjectiveSpec, chec
 from zoo.errors import ZooError, unknown
 from zoo.joints import compose
 from zoo.registry import build, entry, lookup
-from zoo.sections import Evaluate, NotNegative, Optimizer, Run
+from zoo.sections import Classify, Evaluate, NotNegative, Optimizer, Run
 from zoo.source import Source, plain, written
 from zoo.stages import Stage
 
@@ -32,14 +32,16 @@ class Recipe:
         objective: What is minimised.
         optimizer: AdamW and its schedule.
         run: How long and on what.
-        evaluate: What is measured.
+        evaluate: What is measured of pairs.
+        classify: What is measured of labelled rows, in the place of ``evaluate``.
         baselines: What the model is compared with: a classic one by name, or an arm, trained from this recipe under dotted overrides:
             ``{"early fusion": {"model.fusion": "early"}}``.
         init_from: Earlier runs, each of which gives parts of its model to this one; trained first where a cache does not have them.
         freeze: Modules that are not trained, by name: ``vision``, ``backbone.model.layers.0``.
         adapters: LoRA or DoRA in the modules that they name, whose own weights are frozen then; the run leaves the merged model.
-        floor: ``{"recall@10": 0.2}``: below this the run has failed; under the protocol of ``evaluate.main``.
+        floor: ``{"recall@10": 0.2}`` under the protocol of ``evaluate.main``, or ``{"accuracy": 0.8}``: below this the run has failed.
         seed: Of the weights, of the order of the data, and of all that is drawn.
+        seeded: Keys of ``data`` that are always the seed, whatever is written for them: ``("data.rotation",)``.
         out: The run folder.
     """
 
@@ -49,12 +51,14 @@ class Recipe:
     optimizer: Optimizer = field(default_factory=Optimizer)
     run: Run = field(default_factory=Run)
     evaluate: Evaluate = field(default_factory=Evaluate)
+    classify: Classify = field(default_factory=Classify)
     baselines: Mapping[str, Baseline] = field(default_factory=dict)
     init_from: tuple[Stage, ...] = ()
     freeze: tuple[str, ...] = ()
     adapters: tuple[Adapter, ...] = ()
     floor: Mapping[str, Fraction] = field(default_factory=dict)
     seed: NotNegative = 0
+    seeded: tuple[str, ...] = ()
     out: Path = Path("runs/unnamed")
 
 
@@ -82,6 +86,7 @@ def load_recipe(recipe: str | Path | Mapping[str, Any] | Recipe, *overrides: str
             source.override(key, value.values, value.name)
     for key, value in keywords.items():
         source.override(key.replace("__", "."), plain(value), f"{key}={value!r}")
+    _seed(source)
     fields, faults = _check(source.values)
     faults += _check_arms(source.values, faults)
     if source.faults or faults:
@@ -153,6 +158,16 @@ def _source(recipe: str | Path | Mapping[str, Any] | Recipe) -> Source:
     return source
 
 
+def _seed(source: Source) -> None:
+    """Give the keys that follow the seed its number."""
+    keys, seed = source.values.get("seeded", ()), source.values.get("seed", Recipe.seed)
+    for key in keys if isinstance(keys, list | tuple) else ():
+        if not isinstance(key, str) or not key.startswith("data."):
+            source.faults.append(Fault(("seeded",), f"{key!r} is no setting of the data: write a key such as data.seed"))
+        else:
+            source.override(key, seed, f"seed={seed}")
+
+
 def _check(values: dict[str, Any]) -> tuple[dict[str, Any], list[Fault]]:
     """The fields of a recipe, and all that is wrong with them."""
     named = {k: {"name": v} if k in ("model", "data", "objective") and isinstance(v, str) else v for k, v in values.items()}
@@ -167,7 +182,8 @@ def _check_joints(model: dict[str, Any]) -> list[Fault]:
     if "fusion" not in model:
         return []
     try:
-        compose(model["fusion"], model["name"], entry("model", model["name"]).joints)
+        found = entry("model", model["name"])
+        compose(model["fusion"], model["name"], found.joints, found.gives)
     except ZooError as e:
         return [Fault(("model", "fusion"), str(e))]
     return []
@@ -190,7 +206,7 @@ def _contradictions(fields: Mapping[str, Any]) -> list[Fault]:
         )
     if evaluate.main.k not in evaluate.k:
         faults.append(Fault(("evaluate", "main", "k"), f"{evaluate.main.k} is none of evaluate.k, {list(evaluate.k)}"))
-    floors = [f"recall@{k}" for k in evaluate.k]
+    floors = [*(f"recall@{k}" for k in evaluate.k), "accuracy"]
     lost = [key for key in fields.get("floor", {}) if key not in floors]
     return faults + [Fault(("floor", key), f'{unknown("metric", key, floors)}, or write "floor={{}}" for none') for key in lost]
 

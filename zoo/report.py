@@ -17,16 +17,15 @@ from PIL import Image
 
 from zoo.checkpoint import checkpoints
 from zoo.errors import ZooError
-from zoo.evaluate import diagnosis_plots, plots
+from zoo.evaluate import class_plots, diagnosis_plots, plots
 from zoo.evaluate.retrieval import topk
 from zoo.files import write_bytes, write_text
+from zoo.metric import CLASSES, Key, input_name, measure_name, subset_name
 from zoo.source import Source
 from zoo.types import PairData, Row
 
 logger = logging.getLogger("zoo.report")
 _TEMPLATE = Path(__file__).with_name("report.html")
-_SUBSETS = {"all": "All", "short_query": "Short query", "short_target": "Short target"}
-_INPUTS = {"both": "", "text": "text only", "image": "image only"}
 _THUMBNAIL = 112  # pixels of the longer side; shown at half of it or a little more
 
 
@@ -54,7 +53,9 @@ def report(folder: Path) -> Path:
     for says in unfinished:
         logger.warning("%s", says)
     diagnosis = _read_json(folder / "diagnosis.json") or {}
-    pictures = _pictures(metrics, logs) | diagnosis_plots.pictures(diagnosis)
+    arms = metrics.get("arms", {})
+    gradients = {k: v for found in list(arms.values())[:1] for k, v in found.items() if k == "gradients"}  # of the run's own model
+    pictures = _pictures(metrics, logs) | diagnosis_plots.pictures({**gradients, **diagnosis}) | class_plots.pictures(arms)
     for name, png in pictures.items():
         write_bytes(folder / "plots" / f"{name}.png", png)
     page = _environment().get_template(_TEMPLATE.name)
@@ -65,10 +66,12 @@ def report(folder: Path) -> Path:
         main=_main(metrics),
         comparisons=metrics.get("comparisons", []),
         tables=_tables(metrics),
+        further=_further(metrics),
+        classes=metrics.get("main", {}).get("protocol") == CLASSES,
         pictures={name: base64.b64encode(png).decode() for name, png in pictures.items()},
         diagnosis=diagnosis,
         examples=_read_json(folder / "examples.json") or [],
-        arms=metrics.get("arms", {}),
+        arms=arms,
         facts={"Data": _flat(metrics.get("data", {})), "Machine": _flat(metrics.get("machine", {}))},
         recipe=recipe.read_text(encoding="utf-8") if recipe.is_file() else None,
     )
@@ -177,10 +180,10 @@ def _losses(path: Path) -> list[dict[str, Any]]:
     return found
 
 
-def _records(metrics: Mapping[str, Any]) -> dict[tuple[str, str, str, str, int], dict[str, Any]]:
-    """Every record by (arm, protocol, subset, input, k)."""
+def _records(metrics: Mapping[str, Any]) -> dict[tuple[str, Key], dict[str, Any]]:
+    """Every record by arm and key."""
     return {
-        (arm, r["protocol"], r["subset"], r["input"], r["k"]): r
+        (arm, Key(r["protocol"], r["subset"], r["input"], r["k"])): r
         for arm, values in metrics.get("arms", {}).items()
         for r in values.get("records", [])
     }
@@ -191,41 +194,57 @@ def _main(metrics: Mapping[str, Any]) -> dict[str, Any] | None:
     main = metrics.get("main")
     if main is None:
         return None
-    key = (main["arm"], main["protocol"], main["subset"], main["input"], main["k"])
+    place = (main["arm"], Key(*(main[part] for part in Key._fields)))
     records = _records(metrics)
-    if key not in records:
-        raise ZooError(f"metrics.json: the main record {key} is not among its {len(records)} records; evaluate again")
-    return {**records[key], "arm": main["arm"], "subset_label": _SUBSETS[main["subset"]]}
+    if place not in records:
+        raise ZooError(f"metrics.json: the main record {(place[0], *place[1])} is not among its {len(records)} records; evaluate again")
+    names = {"measure": measure_name(main["protocol"], main["k"]), "subset_label": subset_name(main["subset"])}
+    return {**records[place], "arm": main["arm"], **names}
 
 
 def _tables(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
     """One table per protocol: a row per arm and input, a column per subset and k; the main record's protocol first."""
     records, main = _records(metrics), metrics.get("main", {})
-    protocols = sorted({key[1] for key in records}, key=lambda p: (p != main.get("protocol"), p))
-    return [_table({key: r for key, r in records.items() if key[1] == protocol}, protocol, main.get("arm")) for protocol in protocols]
+    protocols = sorted({key.protocol for _, key in records}, key=lambda p: (p != main.get("protocol"), p))
+    return [_table({at: r for at, r in records.items() if at[1].protocol == protocol}, protocol, main) for protocol in protocols]
 
 
-def _table(records: Mapping[tuple[str, str, str, str, int], dict[str, Any]], protocol: str, main: str | None) -> dict[str, Any]:
-    columns = [(s, k) for s in _SUBSETS for k in sorted({key[4] for key in records if key[2] == s})]
-    best = {(s, k): max(round(r["recall"], 3) for key, r in records.items() if (key[2], key[4]) == (s, k)) for s, k in columns}
+def _table(records: Mapping[tuple[str, Key], dict[str, Any]], protocol: str, main: Mapping[str, Any]) -> dict[str, Any]:
+    subsets = list(dict.fromkeys(key.subset for _, key in records))
+    columns = [(s, k) for s in subsets for k in sorted({key.k for _, key in records if key.subset == s})]
+    best = {(s, k): max(round(r["recall"], 3) for (_, key), r in records.items() if (key.subset, key.k) == (s, k)) for s, k in columns}
     rows = []
-    for arm, given in dict.fromkeys((key[0], key[3]) for key in records):
-        cells = [records.get((arm, protocol, s, given, k)) for s, k in columns]
+    for arm, given in dict.fromkeys((arm, key.input) for arm, key in records):
+        cells = [records.get((arm, Key(protocol, s, given, k))) for s, k in columns]
         marked = [cell and {**cell, "best": round(cell["recall"], 3) == best[column]} for cell, column in zip(cells, columns, strict=True)]
-        rows.append({"arm": arm, "input": _INPUTS[given], "main": arm == main and given == "both", "cells": marked})
+        rows.append({"arm": arm, "input": input_name(given), "main": (arm, given) == (main.get("arm"), main.get("input")), "cells": marked})
     groups = []
-    for subset, label in _SUBSETS.items():
-        ks = [k for s, k in columns if s == subset]
-        if ks:
-            queries = max(r["queries"] for key, r in records.items() if key[2] == subset)
-            groups.append({"label": label, "queries": queries, "ks": ks})
+    for subset in subsets:
+        measures = [measure_name(protocol, k) for s, k in columns if s == subset]
+        queries = max(r["queries"] for (_, key), r in records.items() if key.subset == subset)
+        groups.append({"label": subset_name(subset), "queries": queries, "measures": measures})
     return {"protocol": protocol, "groups": groups, "rows": rows}
+
+
+def _further(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """A table of every kind of plain number that arms have besides records: ``macro_f1`` by what was shown."""
+    arms = metrics.get("arms", {})
+    tables = []
+    for kind in dict.fromkeys(k for found in arms.values() for k, v in found.items() if _plain_numbers(v)):
+        columns = list(dict.fromkeys(name for found in arms.values() for name in found.get(kind, {})))
+        rows = [{"arm": arm, "cells": [found[kind].get(name) for name in columns]} for arm, found in arms.items() if kind in found]
+        tables.append({"kind": kind.replace("_", " "), "columns": columns, "rows": rows})
+    return tables
+
+
+def _plain_numbers(value: Any) -> bool:
+    return isinstance(value, Mapping) and bool(value) and all(isinstance(v, float | int) for v in value.values())
 
 
 def _pictures(metrics: Mapping[str, Any], logs: Mapping[str, list[dict[str, Any]]]) -> dict[str, bytes]:
     pictures = {}
     if (main := _main(metrics)) is not None:
-        pictures["recall"] = plots.recall_plot(*_bars(metrics, main), f"recall@{main['k']}")
+        pictures["recall"] = plots.recall_plot(*_bars(metrics, main), main["measure"])
     if logs:
         pictures["loss"] = plots.loss_plot(logs)
     return pictures
@@ -233,17 +252,18 @@ def _pictures(metrics: Mapping[str, Any], logs: Mapping[str, list[dict[str, Any]
 
 def _bars(metrics: Mapping[str, Any], main: Mapping[str, Any]) -> tuple[list[plots.Bar], list[str]]:
     """The main record's protocol and k, for every arm and input; the highest recall on top."""
-    records = {(key[0], key[3], key[2]): r for key, r in _records(metrics).items() if (key[1], key[4]) == (main["protocol"], main["k"])}
-    subsets = [s for s in _SUBSETS if any(key[2] == s for key in records)]
+    chosen = (main["protocol"], main["k"])
+    records = {(arm, key.input, key.subset): r for (arm, key), r in _records(metrics).items() if (key.protocol, key.k) == chosen}
+    subsets = list(dict.fromkeys(subset for _, _, subset in records))
     bars = []
     for arm, given in dict.fromkeys(key[:2] for key in records):
         colour = plots.TRAINED if metrics["arms"][arm].get("parameters") else plots.UNTRAINED
         row = [records.get((arm, given, s), {}) for s in subsets]
         values = [[r.get(part) for r in row] for part in ("recall", "low", "high")]
-        label = f"{arm}, {_INPUTS[given]}" if _INPUTS[given] else arm
+        label = f"{arm}, {input_name(given)}" if input_name(given) else arm
         bars.append(plots.Bar(label, plots.MAIN if (arm, given) == (main["arm"], main["input"]) else colour, *values))
     bars.sort(key=lambda bar: -(bar.recall[0] or 0.0))
-    return bars, [_SUBSETS[s] for s in subsets]
+    return bars, [subset_name(s) for s in subsets]
 
 
 def _flat(values: Mapping[str, Any], before: str = "") -> dict[str, Any]:

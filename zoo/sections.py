@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from zoo.config import Fraction, Positive
+from zoo.config import Fraction, Positive, Rates
 
 NotNegative = Annotated[int, Field(ge=0)]
 Above = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
@@ -35,12 +35,14 @@ class Group:
 
 @dataclass(frozen=True, kw_only=True)
 class Optimizer:
-    """AdamW and its learning-rate schedule.
+    """AdamW, or SGD with momentum, and its learning-rate schedule.
 
     Attributes:
+        name: ``adamw``; or ``sgd``, for comparisons with papers that use it, its decay then being part of the gradient.
+        momentum: Of ``sgd``.
         lr: Peak, after warm-up.
-        weight_decay: Decoupled from the gradient, on every parameter.
-        betas: Of the two running means.
+        weight_decay: On every parameter; of ``adamw`` decoupled from the gradient.
+        betas: Of the two running means of ``adamw``.
         eps: Added to the root of the second one.
         max_grad_norm: Gradients longer than this are scaled down to it; 0: off.
         warmup: Below 1 a share of the steps, from 1 on a number of steps.
@@ -49,6 +51,8 @@ class Optimizer:
         groups: Exceptions by module prefix.
     """
 
+    name: Literal["adamw", "sgd"] = "adamw"
+    momentum: Fraction = 0.9
     lr: AtLeastZero = 1e-4
     weight_decay: AtLeastZero = 0.01
     betas: tuple[Fraction, Fraction] = (0.9, 0.999)
@@ -66,11 +70,12 @@ class Run:
 
     Attributes:
         steps: Optimizer steps; decides where it is given. 0: the model stays as it was built, to be measured untrained.
-        epochs: Passes over the pairs, where ``steps`` is None.
-        batch_size: Pairs per process.
+        epochs: Passes over the pairs or labelled rows, where ``steps`` is None.
+        batch_size: Pairs, or labelled rows, per process.
         accumulate: Batches per optimizer step; each has only its own rows as negatives.
         gradcache: Rows that pass the model at a time, where the loss is that of the whole batch all the same; 0: all at once.
         shard: Spread weights, gradients and optimizer state over the processes.
+        calibrate: Split, ``val``, on which a fusion of logits is calibrated after the last step; None: not at all.
         precision: Of the forward pass. A resumed fp16 run starts with a fresh loss scale, so it is not exactly the uninterrupted one.
         gradient_checkpointing: Compute activations again in the backward pass, to save memory.
         workers: Processes that load data; 0: none beside the main one. The result does not depend on it.
@@ -93,6 +98,7 @@ class Run:
     accumulate: Positive = 1
     gradcache: NotNegative = 0
     shard: bool = False
+    calibrate: str | None = None
     precision: Literal["no", "bf16", "fp16"] = "no"
     gradient_checkpointing: bool = False
     workers: NotNegative = 0
@@ -118,7 +124,7 @@ class Headline:
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluate:
-    """What is measured, on what.
+    """What is measured of data that are pairs.
 
     Attributes:
         split: Of the data set.
@@ -141,3 +147,21 @@ class Evaluate:
     batch_size: Positive = 256
     examples: NotNegative = 6
     main: Headline = Headline()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Classify:
+    """What is measured of data that are labelled rows: accuracy from every subset of the modalities, and what else tells of them.
+
+    Attributes:
+        split: Of the data set.
+        missing: Shares of the cells (row, modality) that are hidden, or of rows by modality, ``{image: 0.5}``; each has an accuracy of its
+            own, and every row keeps one modality at least.
+        bootstrap: Resamplings for the intervals; 0: no intervals.
+        batch_size: Rows at once.
+    """
+
+    split: str = "test"
+    missing: tuple[Rates, ...] = (0.25, 0.5, 0.75)
+    bootstrap: NotNegative = 1000
+    batch_size: Positive = 256

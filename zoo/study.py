@@ -23,14 +23,15 @@ from safetensors.numpy import load_file, save
 
 from zoo.checkpoint import check_same_run
 from zoo.errors import Terminated, ZooError
-from zoo.evaluate.retrieval import Metric, tasks
 from zoo.files import write_bytes, write_json
 from zoo.interrupt import Interruption, stop
+from zoo.metric import Metric
+from zoo.questions import check_questions, questions
 from zoo.recipe import values
-from zoo.run import check_questions, load_data, machine, measure_classic, train_and_measure
+from zoo.run import load_data, machine, measure_classic, train_and_measure
 from zoo.train import identity_of
 from zoo.trials import Trial
-from zoo.types import PairData
+from zoo.types import Data
 
 logger = logging.getLogger("zoo.study")
 State = Literal["new", "begun", "failed", "done"]
@@ -47,16 +48,17 @@ class Result(NamedTuple):
     recipe_sha256: str
     data: str  # fingerprint
     questions: Mapping[str, str]  # {"multi/all": digest}: equal ones are the same queries, partners and candidates
+    more: Mapping[str, Any]  # of a classifier, as `zoo.questions.Answer` says
     machine: Mapping[str, Any]  # that it was measured on, with versions and commit
 
 
-def load_all(found: Sequence[Trial], data_root: Path | None) -> dict[str, PairData]:
+def load_all(found: Sequence[Trial], data_root: Path | None) -> dict[str, Data]:
     """The data sets of a study, each once, asked whether they can answer what will be measured.
 
     Raises:
         ZooError: With the faults of all of them.
     """
-    loaded: dict[str, PairData] = {}
+    loaded: dict[str, Data] = {}
     faults = []
     for trial in found:
         key = _key(trial)
@@ -72,11 +74,16 @@ def load_all(found: Sequence[Trial], data_root: Path | None) -> dict[str, PairDa
     return loaded
 
 
+def data_of(trial: Trial, loaded: Mapping[str, Data]) -> Data:
+    """The data set of a trial, among those of `load_all`."""
+    return loaded[_key(trial)]
+
+
 def _key(trial: Trial) -> str:
     return json.dumps(values(trial.recipe.data), sort_keys=True)
 
 
-def states(found: Sequence[Trial], loaded: Mapping[str, PairData] | None) -> list[State]:
+def states(found: Sequence[Trial], loaded: Mapping[str, Data] | None) -> list[State]:
     """How far each trial has come. Without data, only the recipes are compared with what lies in the folders.
 
     Raises:
@@ -102,7 +109,7 @@ def _state(trial: Trial, fingerprint: str | None) -> State:
     check_same_run(f"what lies in {trial.recipe.out}", before, _identity(trial, fingerprint))
     if there["state"] != "done":
         return there["state"]
-    if there["evaluate"] != json.loads(json.dumps(values(trial.recipe.evaluate))):
+    if there["evaluate"] != json.loads(json.dumps(_measured(trial))):
         return "begun"
     try:
         with safe_open(trial.recipe.out / "hits.safetensors", "numpy"):
@@ -118,7 +125,7 @@ def _identity(trial: Trial, fingerprint: str | None) -> dict[str, Any]:
     return {"recipe": decides, "data": fingerprint}
 
 
-def perform(trial: Trial, data: PairData, *, fresh: bool = False) -> None:
+def perform(trial: Trial, data: Data, *, fresh: bool = False) -> None:
     """Train and measure one trial, from its last checkpoint on, and write down in its folder what came of it.
 
     ``result.json`` says ``begun`` until all else is written; ``hits.safetensors`` holds the recall of every query. A trial that
@@ -143,19 +150,20 @@ def perform(trial: Trial, data: PairData, *, fresh: bool = False) -> None:
     hits = {"/".join(_names(m)): np.ascontiguousarray(m.hits) for m in done.metrics}  # of strided arrays, safetensors would save others
     write_bytes(trial.recipe.out / "hits.safetensors", save(queries | hits))
     numbers: dict[str, Any] = {"records": [m.record() for m in done.metrics], "seconds": done.seconds, "parameters": done.parameters}
-    _write(trial, data.fingerprint, "done", **numbers, questions=_questions(trial, data), machine=machine() | {"commit": commit()})
+    _write(
+        trial,
+        data.fingerprint,
+        "done",
+        **numbers,
+        questions=questions(trial.recipe, data),
+        more=dict(done.more),
+        machine=machine() | {"commit": commit()},
+    )
 
 
-def _questions(trial: Trial, data: PairData) -> dict[str, str]:
-    """{"multi/all": digest}: what was sought among what. Recalls of two trials are pairs, query by query, where the digests agree."""
-    asked = trial.recipe.evaluate
-    digests = {}
-    for protocol in asked.protocols:
-        for subset, task in tasks(data, split=asked.split, protocol=protocol, ks=asked.k).items():
-            digest = hashlib.sha256(json.dumps(list(data.note_ids), default=str).encode())
-            digest.update(task.pairs.tobytes() + task.candidates.tobytes())
-            digests[f"{protocol}/{subset}"] = digest.hexdigest()
-    return digests
+def _measured(trial: Trial) -> dict[str, Any]:
+    """What may change between two measurements of the same weights."""
+    return {"evaluate": values(trial.recipe.evaluate), "classify": values(trial.recipe.classify)}
 
 
 def _write(trial: Trial, fingerprint: str, state: State, message: str = "", **numbers: Any) -> None:
@@ -168,13 +176,13 @@ def _write(trial: Trial, fingerprint: str, state: State, message: str = "", **nu
         "seed": trial.recipe.seed,
         "identity": identity,
         "recipe_sha256": hashlib.sha256(json.dumps(identity["recipe"], sort_keys=True).encode()).hexdigest(),
-        "evaluate": values(trial.recipe.evaluate),
+        "evaluate": _measured(trial),
     }
     write_json(trial.recipe.out / "result.json", about | numbers)
 
 
 def _names(metric: Metric) -> tuple[str, ...]:
-    return metric.protocol, metric.subset, metric.input, str(metric.k)
+    return tuple(map(str, metric.key))
 
 
 def result(trial: Trial) -> Result:
@@ -196,12 +204,13 @@ def result(trial: Trial) -> Result:
         there["recipe_sha256"],
         there["identity"]["data"],
         there.get("questions", {}),
+        there.get("more", {}),
         there.get("machine", {}),
     )
 
 
 def perform_all(
-    found: Sequence[Trial], loaded: Mapping[str, PairData], *, data_root: Path | None = None, jobs: int = 1, fresh: bool = False
+    found: Sequence[Trial], loaded: Mapping[str, Data], *, data_root: Path | None = None, jobs: int = 1, fresh: bool = False
 ) -> None:
     """Perform what is not done yet, and say on the way how far it is and how long it will take.
 
@@ -252,9 +261,7 @@ class _Clock:
             self.took.append(time.perf_counter() - self.started[trial.recipe.out])
 
 
-def _in_processes(
-    waiting: list[Trial], loaded: Mapping[str, PairData], clock: _Clock, data_root: Path | None, jobs: int, fresh: bool
-) -> None:
+def _in_processes(waiting: list[Trial], loaded: Mapping[str, Data], clock: _Clock, data_root: Path | None, jobs: int, fresh: bool) -> None:
     """Perform trials in processes of their own; one that dies takes nobody along."""
     context = get_context("spawn")  # a forked process would inherit torch's threads as they happen to stand
     running: dict[Any, tuple[SpawnProcess, Trial]] = {}

@@ -21,12 +21,14 @@ from zoo.checkpoint import Position, check_same_run, checkpoints, load_checkpoin
 from zoo.config import split_spec
 from zoo.distributed import blocks_of, shard, whole
 from zoo.errors import Diverged, ZooError
+from zoo.evaluate.classification import by_modality
 from zoo.feature_cache import feature_cache
 from zoo.files import write_text
 from zoo.gradcache import check_rows_stay_apart
 from zoo.hub import save
 from zoo.init_from import prepare, take_parts
 from zoo.interrupt import AGAIN, Interruption, in_worker, stop
+from zoo.joints import Calibrating
 from zoo.loading import loaded
 from zoo.log import Log
 from zoo.optimizer import freeze_all, learning_rate, make_optimizer
@@ -34,11 +36,11 @@ from zoo.recipe import Recipe, dump, load_recipe, values
 from zoo.registry import build, make
 from zoo.sampler import BatchOrder
 from zoo.saver import Saver
-from zoo.types import Batch, Binding, LabelledData, PairData
+from zoo.types import Batch, Binding, Data, LabelledData, PairData
 from zoo.update import Step, Updater
 
 logger = logging.getLogger("zoo.train")
-_FREE = ("out", "evaluate", "baselines", "floor")  # may differ between a checkpoint and the run that resumes it
+_FREE = ("out", "evaluate", "classify", "baselines", "floor")  # may differ between a checkpoint and the run that resumes it
 _FREE_OF_RUN = (
     "workers",
     "threads",
@@ -57,7 +59,7 @@ def train(
     recipe: str | Path | Mapping[str, Any] | Recipe,
     *overrides: str,
     data_root: str | Path | None = None,
-    loaded: PairData | LabelledData | None = None,
+    loaded: Data | None = None,
     fresh: bool = False,
     **keywords: Any,
 ) -> Any:
@@ -97,6 +99,7 @@ def train(
     optimizer = make_optimizer(step, recipe.optimizer)
     order = make_order(recipe, data, accelerator)
     _check_seen(step, data)
+    _check_calibrates(recipe, step.model, data)
     passed = math.ceil((recipe.run.epochs or 0) * len(order) / recipe.run.accumulate)
     steps = passed if recipe.run.steps is None else recipe.run.steps
     identity = {"recipe": identity_of(recipe), "data": data.fingerprint, "processes": accelerator.num_processes}
@@ -125,10 +128,29 @@ def train(
             log.write(position, {"lr": recipe.optimizer.lr * rate, **logged})
             asked = save_state(position, interruption, last=position.step == steps)
     step.model.trained = step.model.trained or steps > 0 or bool(stages)
+    if recipe.run.calibrate and isinstance(data, LabelledData):
+        _calibrate(step.model, data, recipe.run.calibrate)
     _save_model(recipe, step.model, accelerator)
     if asked:
         stop(asked, f"stopped after the last step, with the model in {recipe.out}; {AGAIN}")
     return step.model.eval()
+
+
+def _calibrate(model: Any, data: LabelledData, split: str) -> None:
+    """Fit what a fusion of logits weighs the modalities by, on rows that no weight was trained on."""
+    seen = by_modality(model.eval(), data, data.split(split))
+    fitted = model.combine.calibrate(seen.logits, seen.present, seen.labels)
+    logger.info("calibrated on %s: temperature %s", split, ", ".join(f"{name} {value:.3f}" for name, value in fitted.items()))
+
+
+def _check_calibrates(recipe: Recipe, model: Any, data: Data) -> None:
+    """Asked before the first step, not after the last."""
+    if not recipe.run.calibrate:
+        return
+    if not isinstance(data, LabelledData) or not isinstance(model.combine, Calibrating):
+        raise ZooError("run.calibrate: this model combines no logits of modalities, so there is nothing to calibrate: write null")
+    if not len(data.split(recipe.run.calibrate)):
+        raise ZooError(f"run.calibrate: split {recipe.run.calibrate!r} has no rows: name another one, or write null")
 
 
 def _save_model(recipe: Recipe, model: Any, accelerator: Accelerator) -> None:
@@ -229,7 +251,7 @@ def make_step(recipe: Recipe, stages: Sequence[Path] | None = None) -> Step:
     return Step(model, objective)
 
 
-def make_order(recipe: Recipe, data: PairData | LabelledData, accelerator: Accelerator) -> BatchOrder:
+def make_order(recipe: Recipe, data: Data, accelerator: Accelerator) -> BatchOrder:
     """Which pairs, or labelled rows, make up which batch.
 
     Raises:
@@ -244,12 +266,14 @@ def make_order(recipe: Recipe, data: PairData | LabelledData, accelerator: Accel
         processes=accelerator.num_processes,
     )
     if not len(order):
-        raise ZooError(f"run.batch_size: {len(lengths)} training {of} do not fill one batch of {recipe.run.batch_size}; write a smaller one")
+        raise ZooError(
+            f"run.batch_size: {len(lengths)} training {of} do not fill one batch of {recipe.run.batch_size}; write a smaller one"
+        )
     return order
 
 
 def stream(
-    recipe: Recipe, data: PairData | LabelledData, step: Step, order: BatchOrder, position: Position, accelerator: Accelerator
+    recipe: Recipe, data: Data, step: Step, order: BatchOrder, position: Position, accelerator: Accelerator
 ) -> Iterator[Batch]:
     """This process's batches from ``position`` on, epoch after epoch; ``position`` moves with them."""
     batches = batches_of(data, accelerator.process_index, step.model.processor, recipe.run.keep_rows)
@@ -268,7 +292,7 @@ def stream(
         position.epoch, position.batch = position.epoch + 1, 0
 
 
-def _check_seen(step: Step, data: PairData | LabelledData) -> None:
+def _check_seen(step: Step, data: Data) -> None:
     """Whether there is anything to learn from; the walk ends at the first row that shows the model something."""
     processor = step.model.processor
     if not any(processor.sees(row) for row in training_rows(data)):

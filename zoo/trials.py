@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from zoo.errors import ZooError, unknown
-from zoo.recipe import Recipe, arm, load_recipe
+from zoo.recipe import Recipe, arm, load_recipe, values
 from zoo.source import Source
 
 Given = str | Path | Mapping[str, Any] | Recipe
@@ -113,9 +113,9 @@ def _refused(overrides: Sequence[str], seeds: int, grid: Mapping[str, Sequence[A
         if key in keys
     ]
     faults += [
-        f"grid {key}: evaluate is the same for all cells, which answer the same questions: override it for all"
+        f"grid {key}: {section} is the same for all cells, which answer the same questions: override it for all"
         for key in grid
-        if key.partition(".")[0] == "evaluate"
+        if (section := key.partition(".")[0]) in ("evaluate", "classify")
     ]
     faults += [f"grid {key}: it has no value: write {key}=VALUE,VALUE" for key, points in grid.items() if not len(points)]
     return faults + ([] if seeds >= 1 else [f"seeds: {seeds} is none: write 1 or more"])
@@ -140,7 +140,8 @@ def _cell(
             continue
         for seed in seeds[:1] if classic else seeds:
             folder = out / re.sub(r"[^\w.=+,()\[\] -]", "_", cell) / f"seed_{seed}"
-            found.append(Trial(cell, replace(own, seed=seed, out=folder, baselines={}, floor={}), classic))
+            seeded = load_recipe(replace(own, seed=seed, out=folder, baselines={}, floor={}))  # read again, for what follows the seed
+            found.append(Trial(cell, seeded, classic))
     return found
 
 
@@ -158,7 +159,9 @@ def _collisions(found: Sequence[Trial]) -> list[str]:
         if folder in folders:
             faults.append(f"cells {folders[folder]!r} and {trial.cell!r} would share the folder {folder}: leave one out")
         folders[folder] = trial.cell
-        if trial.recipe.evaluate != found[0].recipe.evaluate:
-            first = found[0].cell
-            faults.append(f"{trial.cell}: its 'evaluate' is not that of {first}, and cells answer the same questions: override it for all")
+        first = found[0]
+        for section in ("evaluate", "classify"):
+            if values(trial.recipe)[section] != values(first.recipe)[section]:
+                says = "and cells answer the same questions: override it for all"
+                faults.append(f"{trial.cell}: its {section!r} is not that of {first.cell}, {says}")
     return faults

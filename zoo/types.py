@@ -307,3 +307,6 @@ class LabelledData(Protocol):
 
     def lengths(self) -> np.ndarray:
         """(N,) int64, what makes a row long, for length buckets."""
+
+
+Data = PairData | LabelledData  # what a recipe may train on

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
@@ -88,7 +89,7 @@ class Updater:
                         continue
                     self._put_gradients(self.schedule.merge(gradients))
                 if micro + 1 == accumulate:
-                    norms = self._apply(phase, loss, position)
+                    norms = _added(norms, self._apply(phase, loss, position))
         return norms | {k: float(self.accelerator.reduce(v, "mean")) for k, v in sums.items()}
 
     def _backward(self, batch: Batch, position: Position) -> Loss:
@@ -162,12 +163,24 @@ def _norm(gradients: Sequence[Tensor]) -> Tensor:
     return torch.stack([n.full_tensor() if isinstance(n, DTensor) else n for n in norms]).norm()
 
 
+def _added(norms: Mapping[str, float], more: Mapping[str, float]) -> dict[str, float]:
+    """The norms of two updates as if their gradients were parts of one: lengths by Pythagoras, squares by their sum."""
+    return {k: math.hypot(norms.get(k, 0.0), v) if k == "grad_norm" else norms.get(k, 0.0) + v for k, v in more.items()}
+
+
 def squared_gradients(step: Step) -> dict[str, float]:
     """The squared gradient norm that reaches each module of the model, and the objective; ``{"squared_gradient/vision": 0.02}``.
 
+    Modules of a ModuleDict count by themselves: ``squared_gradient/encoders.audio``.
+
     A module without parameters, or with frozen ones only, has no entry.
     """
-    modules = {**dict(step.model.named_children()), "objective": step.objective}
+    children = {
+        f"{name}.{key}" if key else name: module
+        for name, child in step.model.named_children()
+        for key, module in (child.items() if isinstance(child, nn.ModuleDict) else [("", child)])
+    }
+    modules = {**children, "objective": step.objective}
     trained = {name: [p.grad for p in module.parameters() if p.requires_grad] for name, module in modules.items()}
     found = {name: [g for g in gradients if g is not None] for name, gradients in trained.items() if gradients}
     return {f"squared_gradient/{name}": float(_norm(gradients)) ** 2 if gradients else 0.0 for name, gradients in found.items()}

@@ -27,7 +27,7 @@ def train(recipe: RecipeName, overrides: Overrides = None, data: DataRoot = None
 
 @app.command()
 def run(recipe: RecipeName, overrides: Overrides = None, data: DataRoot = None, fresh: Fresh = False) -> None:
-    """From clicks to a report: mine, train, evaluate, compare.
+    """From data to a report: mine, train, evaluate, compare.
 
     Trains the recipe's model and every baseline that is an arm of it; what is trained already is not trained again. The last
     line of the output is the verdict. Exit code 3 if a quality floor of the recipe is missed.
@@ -52,20 +52,22 @@ def eval_(
     data: DataRoot = None,
     as_json: AsJson = False,
 ) -> None:
-    """Recall of a trained run, as its recipe says.
+    """Recall of a trained run, or accuracy of one that tells classes, as its recipe says.
 
     Overrides come last: zoo eval runs/demo evaluate.split=val
     """
     from zoo.hub import load
-    from zoo.run import evaluate, evaluation, missed_floors
+    from zoo.questions import main_key
+    from zoo.run import evaluate, evaluation, load_data, missed_floors
 
     model = load(folder)
     settings = evaluation(folder / "recipe.yaml", *(overrides or []))
     with where_the_data_is(f"zoo eval {folder}", data):
-        metrics = evaluate(model, recipe=settings, data_root=root_of(data))
+        found = load_data(settings, root_of(data))
+    metrics = evaluate(model, recipe=settings, loaded=found)
     records = [m.record() for m in metrics]
     typer.echo(json.dumps(records, indent=1, default=str) if as_json else table(records))
-    if missed := missed_floors(settings, metrics):
+    if missed := missed_floors(settings, metrics, main_key(settings, found)):
         typer.echo("\n".join(missed), err=True)
         raise typer.Exit(3)
 

@@ -10,10 +10,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from zoo.collate import RowCollate
-from zoo.evaluate.modalities import Altered, Shown, subsets
+from zoo.collate import stack
+from zoo.errors import ZooError
+from zoo.evaluate._bootstrap import interval
+from zoo.evaluate._subsets import Shown, shapley, subsets
+from zoo.metric import CLASSES, Metric, missing
 from zoo.models._encode import progress, to_device
-from zoo.types import LabelledData
+from zoo.presence import draw_presence
+from zoo.sections import Classify
+from zoo.types import Batch, LabelledData, ModelOutput
 
 BINS = 15  # of the calibration error
 
@@ -21,43 +26,183 @@ BINS = 15  # of the calibration error
 class Predicted(NamedTuple):
     """What a model says of some rows when it is shown some of their modalities."""
 
-    rows: np.ndarray  # (n,) int64 of the data set
     labels: np.ndarray  # (n,) int64
     logits: np.ndarray  # (n, K) float32, NaN for a row that then shows nothing
-    seen: np.ndarray  # (n,) bool, whether it shows anything
+
+    @property
+    def seen(self) -> np.ndarray:
+        """(n,) bool, whether the row shows anything."""
+        return np.isfinite(self.logits).all(1)
+
+    def guesses(self, prior: int) -> np.ndarray:
+        """(n,) int64; a row that shows nothing is taken for the class ``prior``."""
+        return np.where(self.seen, np.nan_to_num(self.logits).argmax(1), prior)
 
     def right(self, prior: int) -> np.ndarray:
-        """(n,) float64 in {0, 1}; a row that shows nothing is taken for the class ``prior``."""
-        guess = np.where(self.seen, np.nan_to_num(self.logits).argmax(1), prior)
-        return (guess == self.labels).astype(np.float64)
+        """(n,) float64 in {0, 1}."""
+        return (self.guesses(prior) == self.labels).astype(np.float64)
+
+
+class Looked(NamedTuple):
+    """What a model makes of each modality by itself, of the rows that show anything."""
+
+    labels: Tensor  # (n,) int64
+    features: Mapping[str, Tensor]  # {modality: (n, D) float32}
+    logits: Mapping[str, Tensor]  # {modality: (n, K) float32}; {} of a model that combines features
+    present: Mapping[str, Tensor]  # {modality: (n,) bool}
+
+
+def check(data: LabelledData, settings: Classify) -> None:
+    """Whether the data can answer what will be measured, and every class can be learned.
+
+    Raises:
+        ZooError: If a split is not there or empty, a class has no training row, or a row to train on shows nothing.
+    """
+    train, asked = data.split("train"), data.split(settings.split)
+    if not len(asked):
+        raise ZooError(f"split {settings.split!r} has no rows: there is nothing to classify; name another one")
+    if len(data.modalities) < 2:
+        raise ZooError(f"the data have one modality, {', '.join(data.modalities)}: balance between modalities needs two or more")
+    counts = np.bincount(data.labels[train], minlength=len(data.classes))
+    if (counts == 0).any():
+        lost = ", ".join(data.classes[k] for k in np.flatnonzero(counts == 0))
+        raise ZooError(f"classes without a training row: {lost}; leave them out of the data, or split it otherwise")
+
+
+def asked(settings: Classify) -> list[str]:
+    """The subsets that have an accuracy: all rows as they are, and at each rate of missing cells."""
+    return ["all", *(missing(rate) for rate in settings.missing)]
+
+
+def named(shown: Shown, data: LabelledData) -> str:
+    """A subset of the modalities as tables call it: ``all``, ``audio``, ``audio+image``."""
+    return "all" if len(shown) == len(data.modalities) else "+".join(name for name in data.modalities if name in shown)
+
+
+def measure(model: Any, data: LabelledData, settings: Classify, *, seed: int) -> tuple[list[Metric], None, dict[str, Any]]:
+    """Accuracy from every subset of the modalities and at every rate of missing cells; no vectors; and the `details`.
+
+    Args:
+        model: A classifier in eval mode.
+        data: Rows that it was not trained on, among others.
+        settings: Of what is measured.
+        seed: Of the intervals, and of the cells that are hidden.
+
+    Raises:
+        ZooError: If the model gives no logits of these classes.
+    """
+    rows = data.split(settings.split)
+    predicted = every_subset(model, data, rows, batch_size=settings.batch_size)
+    prior = int(np.bincount(data.labels[data.split("train")]).argmax())
+    right = {shown: found.right(prior) for shown, found in predicted.items()}
+    metrics = [_metric("all", named(shown, data), rows, hits, settings, seed) for shown, hits in right.items()]
+    for rate in settings.missing:
+        present = draw_presence(rate, len(rows), data.modalities, [seed, len(rows)])
+        shown = [frozenset(np.array(data.modalities)[here].tolist()) for here in present]
+        hits = np.array([right[some][i] for i, some in enumerate(shown)])
+        metrics.append(_metric(missing(rate), "all", rows, hits, settings, seed))
+    alone = by_modality(model, data, rows, batch_size=settings.batch_size)
+    return metrics, None, details(data, predicted, alone, prior)
+
+
+def _metric(subset: str, given: str, rows: np.ndarray, hits: np.ndarray, settings: Classify, seed: int) -> Metric:
+    low, high = interval(hits, resamples=settings.bootstrap, seed=seed)
+    return Metric(CLASSES, subset, given, 1, float(hits.mean()), float(low), float(high), rows, hits)
+
+
+def details(data: LabelledData, predicted: Mapping[Shown, Predicted], alone: Looked, prior: int) -> dict[str, Any]:
+    """What accuracies do not tell, as plain values.
+
+    Returns:
+        ``macro_f1`` and ``calibration_error`` by what was shown; ``shapley``: the accuracy that each modality adds, exact over all subsets,
+        nothing shown being the commonest training class; ``entropy``: of each modality, ten equal shares of its rows by rising entropy
+        with their mean entropy and error; ``gap``: the distance of each two modalities' centroids.
+    """
+    classes = len(data.classes)
+    right = {shown: found.right(prior) for shown, found in predicted.items()}
+    nothing = (next(iter(predicted.values())).labels == prior).astype(np.float64)
+    adds = shapley({**right, frozenset(): nothing}, data.modalities)
+    own = {name: x[there].float() for name, x in alone.features.items() if (there := alone.present[name]).any()}
+    sure = {shown: Predicted(found.labels[found.seen], found.logits[found.seen]) for shown, found in predicted.items()}
+    return {
+        "macro_f1": {named(shown, data): macro_f1(found.labels, found.guesses(prior), classes) for shown, found in predicted.items()},
+        "calibration_error": {named(shown, data): calibration_error(p.logits, p.labels) for shown, p in sure.items() if len(p.labels)},
+        "shapley": {name: float(values.mean()) for name, values in adds.items()},
+        "nothing": float(nothing.mean()),
+        "entropy": {
+            name: entropy_and_error(logits[there].float().numpy(), alone.labels[there].numpy())
+            for name, logits in alone.logits.items()
+            if (there := alone.present[name]).any()
+        },
+        "gap": {f"{a} – {b}": distance for (a, b), distance in modality_gap(own).items()},
+    }
 
 
 @torch.no_grad()
-def predict(model: Any, data: LabelledData, rows: np.ndarray, shown: Shown, *, batch_size: int = 256) -> Predicted:
-    """The fused logits of ``rows`` with only the modalities ``shown``; the others are absent, not zeros.
+def every_subset(model: Any, data: LabelledData, rows: np.ndarray, *, batch_size: int = 256) -> dict[Shown, Predicted]:
+    """What the model says of ``rows`` from each of the 2^M - 1 subsets of modalities, the whole first; the rest is absent.
+
+    Args:
+        model: A classifier in eval mode.
+        data: Of which the rows are; each is decoded once.
+        rows: (n,) int64.
+        batch_size: Rows at a time.
+
+    Raises:
+        ZooError: If the model gives no logits of these classes.
+    """
+    wanted = [shown for shown in subsets(data.modalities) if shown]
+    logits = {shown: np.full((len(rows), len(data.classes)), np.nan, np.float32) for shown in wanted}
+    device = next(model.parameters()).device
+    for start in progress(range(0, len(rows), batch_size), "predicting", None):
+        samples = [model.processor(data.rows[int(i)]) for i in rows[start : start + batch_size]]
+        for shown in wanted:
+            cut = [{name: x for name, x in sample.items() if name in shown} for sample in samples]
+            here = [i for i, sample in enumerate(cut) if sample]
+            if here:
+                said = _fused(model(to_device(Batch(stack([cut[i] for i in here])), device)), data)
+                logits[shown][[start + i for i in here]] = said.float().cpu().numpy()
+    return {shown: Predicted(data.labels[rows], found) for shown, found in logits.items()}
+
+
+def _fused(out: ModelOutput, data: LabelledData) -> Tensor:
+    """(B, K)."""
+    found = out.logits.get("fused")
+    if found is None or found.shape[-1] != len(data.classes):
+        seen = "no logits of classes" if found is None else f"logits of {found.shape[-1]} classes"
+        raise ZooError(f"the model gives {seen}, and the data have {len(data.classes)}: write model.classes={len(data.classes)}")
+    return found
+
+
+@torch.no_grad()
+def by_modality(model: Any, data: LabelledData, rows: np.ndarray, *, batch_size: int = 256) -> Looked:
+    """Features of each modality, and its logits where the model combines those.
 
     Args:
         model: A classifier in eval mode.
         data: Of which the rows are.
         rows: (n,) int64.
-        shown: Names of modalities.
         batch_size: Rows at a time.
+
+    Raises:
+        ZooError: If no row shows anything.
     """
-    altered = Altered(data.rows, hidden=set(data.modalities) - shown)
-    collate, device = RowCollate(model.processor), next(model.parameters()).device
-    logits = np.full((len(rows), len(data.classes)), np.nan, np.float32)
-    for start in progress(range(0, len(rows), batch_size), "predicting", None):
-        here = [(i, altered[int(rows[i])]) for i in range(start, min(start + batch_size, len(rows)))]
-        seen = [(i, row) for i, row in here if model.processor.sees(row)]
-        if seen:
-            out = model(to_device(collate([row for _, row in seen]), device))
-            logits[[i for i, _ in seen]] = out.logits["fused"].float().cpu().numpy()
-    return Predicted(rows, data.labels[rows], logits, np.isfinite(logits).all(1))
+    labels, outputs = [], []
+    device = next(model.parameters()).device
+    for start in progress(range(0, len(rows), batch_size), "features", None):
+        numbered = [(int(i), model.processor(data.rows[int(i)])) for i in rows[start : start + batch_size]]
+        samples = [(i, sample) for i, sample in numbered if sample]
+        if samples:
+            outputs.append(model(to_device(Batch(stack([sample for _, sample in samples])), device)))
+            labels.append(data.labels[[i for i, _ in samples]])
+    if not outputs:
+        raise ZooError(f"none of {len(rows)} rows shows any of {', '.join(model.outputs)}")
 
+    def joined(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+        return {name: torch.cat([part[name].cpu() for part in parts]) for name in model.outputs if name in parts[0]}
 
-def every_subset(model: Any, data: LabelledData, rows: np.ndarray, *, batch_size: int = 256) -> dict[Shown, Predicted]:
-    """`predict` for all 2^M - 1 subsets that show something, the whole first."""
-    return {shown: predict(model, data, rows, shown, batch_size=batch_size) for shown in subsets(data.modalities) if shown}
+    features, logits = joined([out.embeddings for out in outputs]), joined([out.logits for out in outputs])
+    return Looked(torch.from_numpy(np.concatenate(labels)), features, logits, joined([out.present for out in outputs]))
 
 
 def macro_f1(labels: np.ndarray, guesses: np.ndarray, classes: int) -> float:
@@ -80,28 +225,17 @@ def calibration_error(logits: np.ndarray, labels: np.ndarray, bins: int = BINS) 
     return float(np.abs(gaps).sum() / len(labels))
 
 
-def temperature(logits: np.ndarray, labels: np.ndarray) -> float:
-    """The positive number that logits are divided by so that their cross-entropy is least; of rows that no weight was fitted on.
-
-    As the paper of `calibration_error`; by golden-section search over its logarithm, in which the loss has one valley, within 0.01 and 100.
-    """
-    x, y = torch.from_numpy(logits).double(), torch.from_numpy(labels)
-
-    def loss(log_t: float) -> float:
-        return float(F.cross_entropy(x / np.exp(log_t), y))
-
-    low, high = np.log(0.01), np.log(100)
-    ratio = (np.sqrt(5) - 1) / 2
-    while high - low > 1e-4:
-        a, b = high - ratio * (high - low), low + ratio * (high - low)
-        low, high = (low, b) if loss(a) < loss(b) else (a, high)
-    return float(np.exp((low + high) / 2))
-
-
 def entropies(logits: np.ndarray) -> np.ndarray:
     """(n,) of softmax(logits), in nats."""
     log_p = torch.from_numpy(logits).double().log_softmax(1)
-    return -(log_p.exp() * log_p).sum(1).numpy()  # type: ignore[no-any-return]
+    return -(log_p.exp() * log_p).sum(1).numpy()
+
+
+def entropy_and_error(logits: np.ndarray, labels: np.ndarray, shares: int = 10) -> list[dict[str, float]]:
+    """The rows in ``shares`` equal parts by rising entropy: of each its rows, its mean entropy in nats, and the share that is wrong."""
+    doubt, wrong = entropies(logits), logits.argmax(1) != labels
+    parts = [part for part in np.array_split(np.argsort(doubt, kind="stable"), shares) if len(part)]
+    return [{"rows": len(part), "entropy": float(doubt[part].mean()), "error": float(wrong[part].mean())} for part in parts]
 
 
 def modality_gap(features: Mapping[str, Tensor]) -> dict[tuple[str, str], float]:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Collection, Mapping, Sequence
-from itertools import combinations
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,13 +12,14 @@ from torch.nn import functional as F
 from zoo.collate import RowCollate
 from zoo.errors import ZooError
 from zoo.evaluate._scorer import Scorer
+from zoo.evaluate._subsets import Shown, shapley, subsets
 from zoo.models._encode import progress, to_device
 from zoo.types import Row
 
+__all__ = ["Altered", "Shown", "exchange", "expected_hits", "modalities", "nothing", "shapley", "subsets", "vectors"]
+
 _CELLS = 1 << 22  # comparisons held at once
 _TEXT = ("title", "topic", "content")
-
-Shown = frozenset[str]
 
 
 def modalities(keys: Sequence[str]) -> dict[str, tuple[str, ...]]:
@@ -122,30 +121,3 @@ def expected_hits(scorer: Scorer, pairs: np.ndarray, candidates: np.ndarray, k: 
 def nothing(notes: int) -> Scorer:
     """The scorer of somebody who is shown nothing."""
     return lambda queries: np.zeros((len(queries), notes), np.float32)
-
-
-def subsets(names: Collection[str]) -> list[Shown]:
-    """All 2^M, the largest first, in the order of ``names``."""
-    return [frozenset(some) for size in range(len(names), -1, -1) for some in combinations(names, size)]
-
-
-def shapley(values: Mapping[Shown, np.ndarray], names: Collection[str]) -> dict[str, np.ndarray]:
-    """What each modality contributes on average over all orders in which they may be added (Shapley 1953).
-
-    Exact; the contributions sum to the value of all minus that of none. As for modalities: Hu et al., SHAPE, 2022,
-    https://arxiv.org/abs/2205.00302.
-
-    Args:
-        values: Of every subset of ``names``, for each query (Q,).
-        names: The M modalities.
-
-    Returns:
-        {name: (Q,)}.
-    """
-    count = len(names)
-    found = {}
-    for name in names:
-        without = [s for s in values if name not in s]
-        weights = [math.factorial(len(s)) * math.factorial(count - len(s) - 1) / math.factorial(count) for s in without]
-        found[name] = sum((w * (values[s | {name}] - values[s]) for w, s in zip(weights, without, strict=True)), np.zeros(()))
-    return found

@@ -7,7 +7,7 @@ notes apart earns nothing by the order in which they happen to lie. Two tied par
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -15,11 +15,11 @@ import torch
 from zoo.errors import ZooError
 from zoo.evaluate._bootstrap import Difference, interval, paired_difference
 from zoo.evaluate._scorer import Scorer
+from zoo.metric import Metric
 from zoo.types import PairData
 
 __all__ = [
     "Difference",
-    "Metric",
     "Scorer",
     "Task",
     "embedding_scorer",
@@ -45,24 +45,6 @@ class Task(NamedTuple):
 
     pairs: np.ndarray  # (P, 2) int64 query and partner; grouped by query in ascending order
     candidates: np.ndarray  # (C,) int64 distinct
-
-
-class Metric(NamedTuple):
-    """Recall@K of one system on one subset, with the recall of every query for paired tests."""
-
-    protocol: Protocol
-    subset: Subset
-    input: Input
-    k: int
-    recall: float
-    low: float
-    high: float
-    queries: np.ndarray  # (Q,) int64 note indices
-    hits: np.ndarray  # (Q,) float64 in 0..1
-
-    def record(self) -> dict[str, Any]:
-        """The plain values, for ``metrics.json``; ``queries`` becomes their number."""
-        return {name: value for name, value in self._asdict().items() if name != "hits"} | {"queries": len(self.queries)}
 
 
 def one_target(pairs: np.ndarray, pool: np.ndarray) -> Task:

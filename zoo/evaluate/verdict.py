@@ -60,10 +60,14 @@ def compare(
     return sorted(comparisons, key=lambda c: -c.baseline_recall)
 
 
-def verdict(k: int, comparisons: Sequence[Comparison]) -> str:
+def verdict(measure: str, comparisons: Sequence[Comparison]) -> str:
     """The line against the best baseline; its fields are separated by `` | ``.
 
     ``VERDICT: WIN | recall@10=0.312 | baseline bm25=0.241 | difference=+0.071 [+0.055, +0.087]``
+
+    Args:
+        measure: What is compared, as `zoo.metric.measure_name` calls it.
+        comparisons: By `compare`.
 
     Raises:
         ZooError: If there is no baseline.
@@ -72,6 +76,6 @@ def verdict(k: int, comparisons: Sequence[Comparison]) -> str:
         raise ZooError("a verdict needs a baseline: name at least one, such as 'bm25'")
     best = max(comparisons, key=lambda c: c.baseline_recall)
     return (
-        f"VERDICT: {best.outcome} | recall@{k}={best.recall:.3f} | baseline {best.baseline}={best.baseline_recall:.3f}"
+        f"VERDICT: {best.outcome} | {measure}={best.recall:.3f} | baseline {best.baseline}={best.baseline_recall:.3f}"
         f" | difference={best.mean:+z.3f} [{best.low:+z.3f}, {best.high:+z.3f}]"
     )

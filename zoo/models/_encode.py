@@ -1,4 +1,4 @@
-"""Rows in, vectors out, and how alike they are: ``encode`` and ``similarity`` of every model that has a processor."""
+"""Rows in, vectors or classes out: ``encode``, ``similarity`` and ``classify`` of every model that has a processor."""
 
 from __future__ import annotations
 
@@ -38,24 +38,52 @@ def encode(model: Any, rows: Rows, *, output: str, batch_size: int, show_progres
         raise ZooError(f"this model gives no embedding {output!r} (it gives: {', '.join(model.outputs)})")
     if isinstance(rows, str | Mapping):
         return encode(model, [rows], output=output, batch_size=batch_size, show_progress=show_progress, normalize=normalize)[0]
+    found = np.zeros((len(rows), model.dim), dtype=np.float32)
+    for numbers, out in _outputs(model, rows, "encode", batch_size, show_progress):
+        _check_present(out, output, numbers)
+        x = out.embeddings[output].float()
+        found[numbers] = (F.normalize(x, dim=-1) if normalize else x).cpu().numpy()
+    return found
+
+
+def classify(model: Any, rows: Rows, *, batch_size: int, show_progress: bool | None) -> np.ndarray:
+    """Probabilities of the classes of raw rows: (N, K) float32, or (K,) of a single row, each adding up to 1.
+
+    Args:
+        model: As of `encode`; it gives the logits ``fused``.
+        rows: As of `encode`.
+        batch_size: As of `encode`.
+        show_progress: As of `encode`.
+
+    Raises:
+        ZooError: As `encode`.
+    """
+    if isinstance(rows, str | Mapping):
+        return classify(model, [rows], batch_size=batch_size, show_progress=show_progress)[0]
+    found = [(n, out.logits["fused"].float().softmax(-1)) for n, out in _outputs(model, rows, "classify", batch_size, show_progress)]
+    order = np.argsort([number for numbers, _ in found for number in numbers])
+    return torch.cat([chances for _, chances in found]).cpu().numpy()[order]
+
+
+def _outputs(
+    model: Any, rows: Sequence[Row | str], says: str, batch_size: int, show_progress: bool | None
+) -> Iterator[tuple[list[int], ModelOutput]]:
+    """What the model makes of each batch, with the numbers of its rows; in eval mode, without gradients."""
     if not isinstance(rows, Sequence):
-        raise ZooError(f"encode takes a row or a list of rows, not a {type(rows).__name__}: write encode([{{...}}])")
+        raise ZooError(f"{says} takes a row or a list of rows, not a {type(rows).__name__}: write {says}([{{...}}])")
     if batch_size < 1:
-        raise ZooError(f"batch_size {batch_size} encodes nothing: write 1 or more")
+        raise ZooError(f"batch_size {batch_size} holds nothing: write 1 or more")
     device = next(model.parameters()).device
     was_training = model.training
     model.eval()
-    found = np.zeros((len(rows), model.dim), dtype=np.float32)
     try:
-        steps = progress(range(0, len(rows), batch_size), "encoding", show_progress)
+        steps = progress(range(0, len(rows), batch_size), f"{says.removesuffix('e')}ing", show_progress)
         for _, (numbers, some) in zip(steps, _batches(model, rows, batch_size), strict=True):
-            out = model(to_device(_batch(model, some, numbers), device))
-            _check_present(out, output, numbers)
-            x = out.embeddings[output].float()
-            found[numbers] = (F.normalize(x, dim=-1) if normalize else x).cpu().numpy()
+            with torch.no_grad():
+                out = model(to_device(_batch(model, some, numbers), device))
+            yield numbers, out
     finally:
         model.train(was_training)
-    return found
 
 
 def _batches(model: Any, rows: Sequence[Row | str], batch_size: int) -> Iterator[tuple[list[int], list[Row]]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -13,8 +14,9 @@ from zoo.config import EncoderSpec, FusionSpec, Positive
 from zoo.errors import ZooError
 from zoo.hub import Hosted
 from zoo.joints import compose
+from zoo.models._encode import classify
 from zoo.registry import entry, make, register
-from zoo.types import Batch, ModalityInputs, ModelOutput, Processor, Row
+from zoo.types import Batch, ModalityInputs, ModelOutput, Processor, Row, Rows
 
 JOINTS = {"combine": "concat", "schedule": "joint"}
 FUSED = "fused"
@@ -122,6 +124,22 @@ class Classifier(Hosted, nn.Module):
         """Recompute the encoders' activations in the backward pass instead of keeping them."""
         self._recomputes = True
 
+    def classify(self, rows: Rows, batch_size: int = 32, show_progress: bool | None = None) -> np.ndarray:
+        """Probabilities of the classes of raw rows, in eval mode.
+
+        Args:
+            rows: Dictionaries with any subset of the modalities' keys, or a single one; a missing key is a missing modality.
+            batch_size: Rows at a time.
+            show_progress: None: a bar when there are many rows and somebody watches.
+
+        Returns:
+            (N, K) float32, or (K,) of a single row.
+
+        Raises:
+            ZooError: If these are no rows, or one is empty or cannot be read.
+        """
+        return classify(self, rows, batch_size=batch_size, show_progress=show_progress)
+
     def parts(self) -> Mapping[str, Any]:
         """The setting that names encoders, and what was made of it."""
         return {"encoders": dict(self.encoders.items())}
@@ -144,8 +162,8 @@ def classifier(
 ) -> Classifier:
     """A class for each row, of any subset of its modalities.
 
-    Plug-ins that combine features (``concat``, ``sum``, ...) stand before the head; those that combine logits (``late``, ``uncertainty``, ...)
-    read what the head says of each modality.
+    Plug-ins that combine features (``concat``, ``sum``, ...) stand before the head; those that combine logits (``late``, ``uncertainty``,
+    ...) read what the head says of each modality.
 
     Args:
         encoders: {modality: its encoder}, the key of a row being the modality; two at least.
@@ -169,14 +187,14 @@ def classifier(
     on_logits = "logits" in entry("fusion", joints.combine[0]).needs
     if not shared_head and not on_logits:
         raise ZooError(f"classifier: shared_head: false goes with fusions of logits; {joints.combine[0]!r} combines features")
+    assert joints.schedule is not None, "the model has a default"
+    _check_schedule(joints.schedule[0], joints.combine[0], on_logits, shared_head)
     names = list(made)
     heads = nn.ModuleDict({name: nn.Linear(width, classes) for name in (["shared"] if shared_head else names)})
     widen = nn.ModuleDict({name: nn.Linear(encoder.dim, width) for name, encoder in made.items() if encoder.dim != width})
     combine = joints.make("combine", names, classes if on_logits else width)
     schedule = joints.make("schedule", names, width, classes)
     return Classifier(nn.ModuleDict(made), widen, combine, heads, schedule, on_logits=on_logits, dim=width)
-    assert joints.schedule is not None, "the model has a default"
-    _check_schedule(joints.schedule[0], joints.combine[0], on_logits, shared_head)
 
 
 def _check_schedule(schedule: str, combine: str, on_logits: bool, shared_head: bool) -> None:

@@ -322,16 +322,8 @@ def notellm2(
         max_topics=max_topics,
         ask=ask,
     )
-    return NoteLLM2(
-        language_model,
-        eyes,
-        bridge,
-        combine,
-        joints.make("schedule", ["text", "image"], dim, 0),
-        arrange=arrange,
-        processor=processor,
-        dim=dim,
-    )
+    schedule = joints.make("schedule", ["text", "image"], dim or language_model.dim, 0)
+    return NoteLLM2(language_model, eyes, bridge, combine, schedule, arrange=arrange, processor=processor, dim=dim)
 
 
 def _sized(connector: Any, tokens: int | None) -> Any:

@@ -1,0 +1,167 @@
+"""What a recipe asks of a model on its data, and the answers: retrieval where the data are pairs, classes where they are labelled rows."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from torch import nn
+
+from zoo.errors import ZooError, unknown
+from zoo.evaluate import classification
+from zoo.evaluate.baselines import bm25, popularity
+from zoo.evaluate.modalities import Altered
+from zoo.evaluate.retrieval import Input, Scorer, embedding_scorer, measure, tasks
+from zoo.metric import CLASSES, Key, Metric, measure_name
+from zoo.models._encode import progress
+from zoo.recipe import Recipe
+from zoo.sections import Classify, Evaluate
+from zoo.types import Data, LabelledData, PairData, Row
+
+HIDDEN: Mapping[str, tuple[str, ...]] = {"both": (), "text": ("image",), "image": ("title", "topic", "content")}  # by what is shown
+_CLASSIC = {"bm25": bm25, "popularity": popularity}
+
+
+class Answer(NamedTuple):
+    """How a model did."""
+
+    metrics: list[Metric]
+    vectors: np.ndarray | None = None  # (N, D) of the items that were asked about, both modalities shown
+    more: Mapping[str, Any] = {}  # of a classifier: what `zoo.evaluate.classification.details` says
+
+
+def embed(
+    model: Any, notes: Sequence[Row], *, batch_size: int = 256, show_progress: bool | None = None, only: np.ndarray | None = None
+) -> np.ndarray:
+    """Vectors of all items, (N, D) float32 of length 1; an item of which this model sees nothing gets the zero vector.
+
+    Args:
+        model: Has ``encode`` and ``processor``.
+        notes: Rows, each read once.
+        batch_size: Rows at a time.
+        show_progress: None: a bar when there are many rows and somebody watches.
+        only: (n,) int64 items to embed, the rest gets the zero vector too; None: all.
+    """
+    vectors = np.zeros((len(notes), model.dim), dtype=np.float32)
+    wanted = np.arange(len(notes)) if only is None else only
+    for start in progress(range(0, len(wanted), batch_size), "embedding", show_progress):
+        here = wanted[start : start + batch_size]
+        rows = [notes[int(i)] for i in here]
+        seen = [i for i, row in enumerate(rows) if model.processor.sees(row)]
+        if seen:
+            vectors[here[seen]] = model.encode([rows[i] for i in seen], batch_size, False)
+    return vectors
+
+
+def check_questions(recipe: Recipe, data: Data) -> None:
+    """Whether the data can answer what the recipe will measure; asked before hours of training, not after.
+
+    Raises:
+        ZooError: If it has no such split, nothing in it, or too few candidates for a k; or if the recipe measures another kind of data.
+    """
+    labelled = isinstance(data, LabelledData)
+    if labelled and recipe.evaluate != Evaluate():
+        raise ZooError(
+            "evaluate: the data set is of labelled rows, of which 'classify' says what is measured: write that, and leave this out"
+        )
+    if not labelled and recipe.classify != Classify():
+        raise ZooError("classify: the data set is of pairs, of which 'evaluate' says what is measured: write that, and leave this out")
+    name = measure_name(main_key(recipe, data).protocol, recipe.evaluate.main.k)
+    floors = [name] if labelled else [f"recall@{k}" for k in recipe.evaluate.k]
+    if lost := [key for key in recipe.floor if key not in floors]:
+        raise ZooError("\n".join(f'floor: {unknown("metric", key, floors)}, or write "floor={{}}" for none' for key in lost))
+    if isinstance(data, LabelledData):
+        classic = [name for name, says in recipe.baselines.items() if isinstance(says, str)]
+        if classic:
+            raise ZooError(f"baselines.{classic[0]}: {recipe.baselines[classic[0]]} searches items by words or clicks; classes have none")
+        classification.check(data, recipe.classify)
+        return
+    for protocol in recipe.evaluate.protocols:
+        tasks(data, split=recipe.evaluate.split, protocol=protocol, ks=recipe.evaluate.k)
+
+
+def ask(model: nn.Module, data: Data, recipe: Recipe) -> Answer:
+    """Every metric that the recipe asks for.
+
+    An input of which the model sees nothing on any item, images for a model without eyes, has no metric of retrieval, nor has one that
+    hides nothing from it: text for the same model.
+
+    Raises:
+        ZooError: If the model sees nothing of any row, or has no logits of classes.
+    """
+    if isinstance(data, LabelledData):
+        return Answer(*classification.measure(model, data, recipe.classify, seed=recipe.seed))
+    metrics: list[Metric] = []
+    vectors: dict[Input, np.ndarray] = {}
+    inputs: tuple[Input, ...] = ("both", *recipe.evaluate.inputs)
+    split = recipe.evaluate.split
+    asked = np.union1d(data.pool(split), data.pairs(split))
+    for shown in dict.fromkeys(inputs):
+        rows = Altered(data.notes, hidden=HIDDEN[shown])
+        vectors[shown] = embed(model, rows, batch_size=recipe.evaluate.batch_size, only=asked)
+        same = shown != "both" and np.array_equal(vectors[shown], vectors["both"])
+        if shown == "both" and not vectors[shown].any():
+            raise ZooError("this model sees nothing of any item: give it data whose data.inputs it looks at")
+        if vectors[shown].any() and not same:
+            metrics += _recalls(embedding_scorer(vectors[shown]), data, recipe, shown)
+    return Answer(metrics, vectors["both"])
+
+
+def ask_classic(name: str, data: Data, recipe: Recipe) -> Answer:
+    """The same of ``bm25`` or ``popularity``, for which nothing is trained.
+
+    Raises:
+        ZooError: If the data cannot answer what the recipe measures.
+    """
+    assert isinstance(data, PairData), "check_questions refuses the others"
+    return Answer(_recalls(_CLASSIC[name](data), data, recipe))
+
+
+def _recalls(scorer: Scorer, data: PairData, recipe: Recipe, shown: Input = "both") -> list[Metric]:
+    settings = recipe.evaluate
+    found = [
+        metric
+        for protocol in settings.protocols
+        for metric in measure(
+            scorer,
+            data,
+            split=settings.split,
+            protocol=protocol,
+            ks=settings.k,
+            input=shown,
+            resamples=settings.bootstrap,
+            seed=recipe.seed,
+        )
+    ]
+    return [m for m in found if settings.subsets or m.subset == "all"]
+
+
+def main_key(recipe: Recipe, data: Data) -> Key:
+    """The metric that a model is judged by: all questions, everything shown."""
+    if isinstance(data, LabelledData):
+        return Key(CLASSES, "all", "all", 1)
+    return Key(recipe.evaluate.main.protocol, "all", "both", recipe.evaluate.main.k)
+
+
+def split_of(recipe: Recipe, data: Data) -> str:
+    """Which part of the data the questions are about."""
+    return recipe.classify.split if isinstance(data, LabelledData) else recipe.evaluate.split
+
+
+def questions(recipe: Recipe, data: Data) -> dict[str, str]:
+    """{"multi/all": digest}: what was sought among what. Answers are pairs, question by question, where the digests agree."""
+    if isinstance(data, LabelledData):
+        digest = hashlib.sha256(json.dumps([list(data.row_ids), data.classes, data.modalities], default=str).encode())
+        rows = data.split(recipe.classify.split)
+        digest.update(rows.tobytes() + data.labels[rows].tobytes())
+        return dict.fromkeys((f"{CLASSES}/{subset}" for subset in classification.asked(recipe.classify)), digest.hexdigest())
+    asked, digests = recipe.evaluate, {}
+    for protocol in asked.protocols:
+        for subset, task in tasks(data, split=asked.split, protocol=protocol, ks=asked.k).items():
+            digest = hashlib.sha256(json.dumps(list(data.note_ids), default=str).encode())
+            digest.update(task.pairs.tobytes() + task.candidates.tobytes())
+            digests[f"{protocol}/{subset}"] = digest.hexdigest()
+    return digests
