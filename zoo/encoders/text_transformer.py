@@ -46,7 +46,7 @@ def make_text_transformer(
     rows: Positive | None = None,
     max_length: Positive | None = None,
 ) -> WordEncoder:
-    """The blocks of a ViT over words, drawn and not pretrained; ``pooled`` is the mean of all tokens, the tokenizer's special ones included.
+    """The blocks of a ViT over words, drawn and not pretrained; ``pooled`` is the mean of all tokens, special ones included.
 
     ``text_transformer:base`` with the tokenizer of BERT is as large as the text's side of M3AE, of which MLA (Zhang et al., 2024,
     https://arxiv.org/abs/2311.10707) takes the weights: 768 wide, 12 blocks, 30522 words, 256 tokens. BERT itself, which norms after
