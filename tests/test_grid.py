@@ -3,23 +3,29 @@
 A further model joins by registering; its sizes for this test stand in `TINY`.
 """
 
+import math
 from functools import cache
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from torch import nn
 from typer.testing import CliRunner
 
 import zoo
+from zoo.checkpoint import Position
 from zoo.cli import app
-from zoo.collate import Known, PairCollate
+from zoo.collate import Known, PairCollate, stack
 from zoo.errors import ZooError
 from zoo.hub import load, save
 from zoo.matrix import Cell, matrix, table
+from zoo.recipe import Recipe
 from zoo.registry import entry, make, names, register
-from zoo.types import Pair
+from zoo.types import Batch, Pair
+from zoo.update import Step, Updater
 
 WIDTH = 24  # of images and of text alike, so that the connector "identity" fits
 TINY_IMAGE = {"name": "tiny_image", "dim": WIDTH, "heads": 2, "layers": 1, "image_size": 16}
@@ -33,14 +39,25 @@ TINY: dict[str, dict[str, Any]] = {  # model: settings that make it small, and `
     },
     "dual_encoder": {"text": TINY_TEXT, "vision": TINY_IMAGE, "dim": 8, "language": "en"},
     "meter": {"text": TINY_TEXT, "vision": TINY_IMAGE, "dim": 8, "layers": 1, "width": 16, "heads": 2, "language": "en"},
+    "classifier": {"encoders": {"left": TINY_IMAGE, "right": TINY_IMAGE}, "classes": 3},
 }
 TINY_CONNECTOR: dict[str, dict[str, Any]] = {  # those whose own defaults are large
     "attention_pool": {"num_queries": 2},
     "qformer": {"num_queries": 2, "layers": 2, "hidden": WIDTH, "heads": 2, "ffn": 32},
 }
 CELLS = matrix()
-ARRANGE, COMBINE = ([n for n in names("fusion") if joint in entry("fusion", n).joints] for joint in ("arrange", "combine"))
-PAIRS = [(m, [a, c]) for m in names("model") for a in ARRANGE for c in COMBINE if {"arrange", "combine"} <= entry("model", m).joints.keys()]
+FIT = {(c.model, c.fusion) for c in CELLS if c.refused is None}
+
+
+def filling(model: str, joint: str) -> list[str]:
+    """The fusions that fit ``model`` and fill this joint of it themselves."""
+    return [n for n in names("fusion") if (model, n) in FIT and entry("fusion", n).joints.get(joint, "another") is None]
+
+
+PAIRS = [(m, [a, c]) for m in names("model") for a in filling(m, "arrange") for c in filling(m, "combine")]
+SCHEDULED = [
+    (m, [s, c]) for m in names("model") if len(filling(m, "schedule")) > 1 for s in filling(m, "schedule") for c in filling(m, "combine")
+]
 
 
 def tiny(model: str, fusion: Any, connector: str | None) -> nn.Module:
@@ -64,48 +81,80 @@ def some_pairs() -> tuple[Pair, ...]:
     return tuple(Pair(dict(rows[int(q)]), dict(rows[int(d)])) for q, d in pairs[chosen])
 
 
-def one_step(model: nn.Module) -> None:
-    """Collate, forward, backward, update; everything that must stay finite is checked."""
+@cache
+def pictures() -> tuple[Any, ...]:
+    return tuple([row["image"] for row in notes().notes if "image" in row][:6])
+
+
+def classifies(model: nn.Module) -> bool:
+    return "classes" in entry("model", model.spec["name"]).gives
+
+
+def some_rows(model: nn.Module) -> list[dict[str, Any]]:
+    """Raw rows that the model sees, some without one of their modalities."""
+    if classifies(model):
+        return [{"left": pictures()[0]}, {"right": pictures()[1]}, *({"left": p, "right": q} for p, q in pairwise(pictures()))]
+    rows = [{"title": "a red shoe", "content": "soft"}, {**some_pairs()[0].query, "title": "b"}]
+    return rows + [row for row in [{"image": pictures()[0]}] if model.processor.sees(row)]
+
+
+def training(model: nn.Module) -> tuple[nn.Module, Batch]:
+    """An objective that fits the model, and a batch."""
+    if classifies(model):
+        rows = some_rows(model)
+        return make("objective", "cross_entropy"), Batch(stack([model.processor(r) for r in rows]), targets=torch.arange(len(rows)) % 3)
     objective = make("objective", "pair_infonce")
     objective.bind(model)
-    parameters = [p for p in [*model.parameters(), *objective.parameters()] if p.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=1e-3)
     known = Known.of(torch.from_numpy(notes().pairs("train")), len(notes().notes))
-    batch = PairCollate(model.processor, known)(some_pairs())
+    return objective, PairCollate(model.processor, known)(some_pairs())
+
+
+def one_step(model: nn.Module) -> None:
+    """Collate, and what the training loop makes of one batch; everything that must stay finite is checked."""
+    objective, batch = training(model.train())
+    step = Step(model, objective)
+    parameters = [p for p in step.parameters() if p.requires_grad]
+    accelerator = Accelerator(cpu=True)
+    optimizer = accelerator.prepare_optimizer(torch.optim.AdamW(parameters, lr=1e-3))
     before = [p.detach().clone() for p in parameters]
-    for phase in model.train().schedule.phases(batch):
-        loss = objective(model, phase.batch)
-        loss.total.backward()
-        assert bool(loss.total.isfinite())
-        assert float(loss.total.detach()) > 0
-        optimizer.step()
-        optimizer.zero_grad()
+    said = Updater(accelerator, step, step, optimizer, Recipe(model={}, data={}, objective={}))(iter([batch]), Position())
+    assert [name for name, value in said.items() if not math.isfinite(value)] == []
+    assert all(value > 0 for name, value in said.items() if name.endswith("loss"))
     assert all(bool(p.isfinite().all()) for p in parameters)
     moved = sum(not torch.equal(p, old) for p, old in zip(parameters, before, strict=True))
     assert moved > 0.9 * len(parameters)
+
+
+def asked(model: nn.Module) -> np.ndarray:
+    """Vectors of length 1, or chances that sum to 1, of some rows."""
+    rows = some_rows(model)
+    if classifies(model):
+        chances = model.classify(rows)
+        assert chances.shape == (len(rows), TINY["classifier"]["classes"])
+        np.testing.assert_allclose(chances.sum(1), 1, rtol=1e-5)
+        return chances
+    vectors = model.encode(rows)
+    assert vectors.shape == (len(rows), model.dim)
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, rtol=1e-5)
+    return vectors
 
 
 def lives(model: nn.Module, folder: Any) -> None:
     """One step, a round trip to the disk, and rows with a missing modality."""
     one_step(model)
     model.trained = True
-    rows = [{"title": "a red shoe", "content": "soft"}, {**some_pairs()[0].query, "title": "b"}]
-    picture = {"image": next(row["image"] for row in notes().notes if "image" in row)}
-    if model.processor.sees(picture):
-        rows.append(picture)
-    vectors = model.encode(rows)
-    assert vectors.shape == (len(rows), model.dim)
-    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, rtol=1e-5)
+    vectors = asked(model)
     again = load(save(model, folder))
     kept = again.state_dict()
     assert kept.keys() == model.state_dict().keys()
     assert all(torch.equal(kept[name], value) for name, value in model.state_dict().items())
-    np.testing.assert_array_equal(again.encode(rows), vectors)
+    np.testing.assert_array_equal(asked(again), vectors)
 
 
 def test_the_grid_is_not_empty():
     assert CELLS
     assert PAIRS
+    assert {m for m, _ in SCHEDULED} == {"classifier"}
     assert {c.model for c in CELLS} == set(names("model"))
     assert {c.fusion for c in CELLS} == set(names("fusion"))
     assert {c.connector for c in CELLS} - {None} == set(names("connector"))
@@ -119,8 +168,8 @@ def test_every_cell_is_a_model_or_a_sentence(cell, tmp_path):
     if cell.refused is None:
         lives(tiny(cell.model, cell.fusion, cell.connector), tmp_path)
         return
-    assert f"fusion {cell.fusion!r} acts at the joint" in cell.refused
-    assert f"which model {cell.model!r} does not have" in cell.refused
+    assert f"fusion {cell.fusion!r} acts at the joint" in cell.refused or f"fusion {cell.fusion!r} needs of a model: " in cell.refused
+    assert f"which model {cell.model!r} does not have" in cell.refused or f"which {cell.model!r} does not have" in cell.refused
     with pytest.raises(ZooError) as e:
         tiny(cell.model, cell.fusion, cell.connector)
     assert str(e.value) == cell.refused
@@ -131,6 +180,19 @@ def test_every_arrange_with_every_combine(model, fusion, tmp_path):
     built = tiny(model, fusion, "linear")
     assert built.combine is not None
     lives(built, tmp_path)
+
+
+@pytest.mark.parametrize("model, fusion", SCHEDULED, ids=lambda v: v if isinstance(v, str) else "+".join(v))
+def test_every_schedule_with_every_combine(model, fusion):
+    """One that needs logits of each modality says so where features are combined; every other pair trains."""
+    needs, gets = (entry("fusion", name).needs for name in fusion)
+    if "logits" in needs and "logits" not in gets:
+        with pytest.raises(
+            ZooError, match=f"the schedule '{fusion[0]}' needs logits of each modality, and '{fusion[1]}' combines features"
+        ):
+            tiny(model, fusion, None)
+    else:
+        one_step(tiny(model, fusion, None))
 
 
 @pytest.mark.parametrize("connector", names("connector"))
