@@ -14,6 +14,7 @@ from zoo.config import hints_of, part_kind, parts_in, settings, split_spec
 from zoo.errors import Failure, ZooError
 from zoo.metric import CLASSES, input_name, measure_name
 from zoo.registry import Entry, entry
+from zoo.types import Classifying
 
 LIBRARY = "multimodal-zoo"
 _USE = """## Use
@@ -31,6 +32,21 @@ model.similarity(vectors, vectors)
 ```
 
 A row has any subset of the keys {keys}; a missing key is a missing modality. The vectors have {dim} features and length 1.
+"""
+_CLASSIFY = """## Use
+
+```bash
+pip install {library}
+```
+
+```python
+import zoo
+
+model = zoo.from_pretrained("{repo}")
+chances = model.classify([row, other])  # (2, classes), each row adding up to 1
+```
+
+A row has any subset of the keys {keys}; a missing key is a missing modality.
 """
 
 
@@ -58,7 +74,9 @@ def card(model: Any, run: str | Path | None = None, *, repo: str | None = None, 
         f"# {title}\n",
         f"{entry('model', model.spec['name']).summary}\n",
         "" if model.trained else "**Its weights are random: nothing was trained or loaded into them.**\n",
-        _USE.format(library=LIBRARY, repo=repo or f"org/{title}", keys=", ".join(f"`{key}`" for key in keys), dim=model.dim),
+        (_CLASSIFY if isinstance(model, Classifying) else _USE).format(
+            library=LIBRARY, repo=repo or f"org/{title}", keys=", ".join(f"`{key}`" for key in keys), dim=model.dim
+        ),
         _measured(metrics),
         _made_of(model.spec),
         f"## Recipe\n\n```yaml\n{recipe.strip()}\n```\n" if recipe else "",

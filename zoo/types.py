@@ -141,6 +141,14 @@ class Predicting(Protocol):
 
 
 @runtime_checkable
+class Classifying(Protocol):
+    """A model that tells classes."""
+
+    def classify(self, rows: Rows, batch_size: int = 32, show_progress: bool | None = None) -> np.ndarray:
+        """(N, K) float32 probabilities of raw rows, (K,) of a single one."""
+
+
+@runtime_checkable
 class Asked(Protocol):
     """A model that may be asked about its rows while it trains; ``logits`` and ``labels`` then have ``answer``, where a row has one."""
 
