@@ -12,10 +12,11 @@ import pytest
 from PIL import Image
 
 from zoo.data._labelled import SETS, LabelledFolder
-from zoo.data._looked import frames_in, look_at, spread
+from zoo.data._looked import look_at
 from zoo.data.mvsa_single import mood_of
 from zoo.errors import Absent, Failure, ZooError
 from zoo.models.classifier import classifier
+from zoo.pictures import frames_in, middles
 from zoo.registry import entry, make
 from zoo.types import LabelledData
 
@@ -220,9 +221,9 @@ def test_frames_are_in_their_order_and_spread(folder, tmp_path):
     assert [p.name for p in frames] == ["1.jpg", "2.jpg", "12.jpg"]
     assert frames_in(tmp_path / "nowhere") == ()
     ten = [Path(str(n)) for n in range(10)]
-    assert [p.name for p in spread(ten, 1)] == ["5"]
-    assert [p.name for p in spread(ten, 3)] == ["1", "5", "8"]
-    assert spread(ten[:2], 3) == tuple(ten[:2])
+    assert [ten[i].name for i in middles(10, 1)] == ["5"]
+    assert [ten[i].name for i in middles(10, 3)] == ["1", "5", "8"]
+    assert middles(2, 3) == [0, 1]
     assert load("crema_d", root).rows[0]["image"].getpixel((3, 3)) == (20, 20, 20)
     several = load("crema_d", root, frames=2)
     assert [p.getpixel((3, 3))[0] for p in several.rows[0]["image"]] == [10, 120]

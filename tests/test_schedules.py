@@ -1,6 +1,7 @@
 """Schedules of classification: who moves in which phase, what the head keeps, how gradients become one."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,7 +12,9 @@ from zoo.fusions._phases import only
 from zoo.fusions.mmpareto import pareto
 from zoo.joints import Correcting, Merging, Modulating
 from zoo.registry import build, make
+from zoo.sections import Run
 from zoo.types import Batch, Loss, ModalityInputs, ModelOutput
+from zoo.update import Step, Updater
 
 B, D, K = 6, 8, 3
 NAMES = ["audio", "image"]
@@ -271,3 +274,11 @@ def test_aux_adds_each_modalitys_own_gradient():
     for name, p in net.named_parameters():
         if p.grad is not None:
             torch.testing.assert_close(seen["merged"][name], p.grad, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("fusion", ["mla", "ume", ["concat", "joint_aux"], "ogm_ge", "pmr", ["concat", "mmpareto"]])
+def test_schedules_that_go_by_rows_train_in_one_process(fusion):
+    step = Step(model(fusion), make("objective", "cross_entropy"))
+    Updater(SimpleNamespace(num_processes=1), step, step, None, SimpleNamespace(run=Run()))
+    with pytest.raises(ZooError, match="goes by the rows of one process, and 2 train together: start one"):
+        Updater(SimpleNamespace(num_processes=2), step, step, None, SimpleNamespace(run=Run()))

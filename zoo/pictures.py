@@ -1,8 +1,10 @@
-"""How large a picture may be, and what a broken one raises: data sets and encoders agree, so that none is found only in training."""
+"""How large a picture may be, what a broken one raises, and which frames of a video are seen: data sets and encoders agree on it."""
 
 from __future__ import annotations
 
+import re
 import struct
+from pathlib import Path
 
 from PIL import Image
 
@@ -19,3 +21,20 @@ def check_size(picture: Image.Image) -> None:
     """
     if picture.width * picture.height > MOST_PIXELS:
         raise Image.DecompressionBombError(f"{picture.width} x {picture.height}")
+
+
+def frames_in(folder: Path) -> tuple[Path, ...]:
+    """The pictures of a folder in the order of the numbers in their names, frame 10 after frame 9; () if there is no such folder."""
+    if not folder.is_dir():
+        return ()
+    frames = [p for p in folder.iterdir() if p.suffix.lower() in (".jpg", ".jpeg", ".png") and not p.name.startswith(".")]
+    return tuple(sorted(frames, key=lambda p: ([int(s) if s.isdecimal() else s for s in re.split(r"(\d+)", p.stem)], p.name)))
+
+
+def middles(many: int, few: int) -> list[int]:
+    """Places of ``few`` frames among ``many``, each in the middle of one of as many equal stretches; of all, if there are no more.
+
+    As Wang et al. at test time, Temporal segment networks, 2016, https://arxiv.org/abs/1608.00859.
+    """
+    few = min(few, many)
+    return [(2 * i + 1) * many // (2 * few) for i in range(few)]

@@ -272,9 +272,7 @@ def make_order(recipe: Recipe, data: Data, accelerator: Accelerator) -> BatchOrd
     return order
 
 
-def stream(
-    recipe: Recipe, data: Data, step: Step, order: BatchOrder, position: Position, accelerator: Accelerator
-) -> Iterator[Batch]:
+def stream(recipe: Recipe, data: Data, step: Step, order: BatchOrder, position: Position, accelerator: Accelerator) -> Iterator[Batch]:
     """This process's batches from ``position`` on, epoch after epoch; ``position`` moves with them."""
     batches = batches_of(data, accelerator.process_index, step.model.processor, recipe.run.keep_rows)
     while True:

@@ -15,8 +15,8 @@ from torch.distributed.tensor import DTensor
 from zoo import gradcache
 from zoo.checkpoint import Position
 from zoo.distributed import mean_gradients
-from zoo.errors import Diverged, Failure
-from zoo.joints import Correcting, Merging, Modulating, Phase, Schedule
+from zoo.errors import Diverged, Failure, ZooError
+from zoo.joints import Correcting, Merging, Modulating, Phase, Schedule, Supplementing
 from zoo.recipe import Recipe
 from zoo.types import Batch, Loss, Stepping
 
@@ -49,11 +49,20 @@ class Updater:
         step: Model and objective.
         optimizer: As Accelerate prepared it.
         recipe: Of the run.
+
+    Raises:
+        ZooError: If several processes train together, and the schedule looks at the rows of one alone.
     """
 
     def __init__(self, accelerator: Accelerator, wrapped: nn.Module, step: Step, optimizer: Any, recipe: Recipe) -> None:
         self.accelerator, self.wrapped, self.step, self.optimizer, self.recipe = accelerator, wrapped, step, optimizer, recipe
         self.schedule: Schedule = step.model.schedule
+        if accelerator.num_processes > 1 and (
+            self.schedule.multi_phase or isinstance(self.schedule, Merging | Modulating | Correcting | Supplementing)
+        ):
+            name = type(self.schedule).__name__
+            many = accelerator.num_processes
+            raise ZooError(f"the schedule {name} goes by the rows of one process, and {many} train together: start one")
         own = recipe.run.shard or recipe.run.gradcache or recipe.run.accumulate > 1  # else DistributedDataParallel averages as it goes
         self.moved = False  # whether this step has moved weights already
         self.averages = bool(own) and accelerator.num_processes > 1

@@ -14,10 +14,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from zoo.data._collection import decode
-from zoo.data._looked import Look, look_at, spread
+from zoo.data._looked import Look, look_at
 from zoo.data._splits import SPLITS, Shares, Unit, digest, draw_lists, read_lists, write_lists
 from zoo.errors import Absent, Failure, ZooError, unknown
-from zoo.pictures import UNDECODABLE
+from zoo.pictures import UNDECODABLE, middles
 from zoo.presence import draw_presence
 from zoo.registry import make
 from zoo.types import Row
@@ -274,7 +274,7 @@ def _usable(items: Sequence[Item], settings: Settings, found: Found) -> tuple[di
 def _chosen(thing: str | Path | tuple[Path, ...] | None, frames: int) -> tuple[str | Path, ...]:
     """What is looked at and shown of a thing; nothing, if it is empty."""
     if isinstance(thing, tuple):
-        return spread(thing, frames)
+        return tuple(thing[i] for i in middles(len(thing), frames))
     return (thing,) if thing else ()
 
 

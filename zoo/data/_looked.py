@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import re
 import time
 import wave
 from collections.abc import Sequence
@@ -73,18 +72,3 @@ def _picture(content: bytes) -> Look:
     except UNDECODABLE as e:
         return Look(f"is no picture that can be decoded ({e})")
     return Look()
-
-
-def frames_in(folder: Path) -> tuple[Path, ...]:
-    """The pictures of a folder in the order of the numbers in their names: frame 10 comes after frame 9."""
-    if not folder.is_dir():
-        return ()
-    frames = [p for p in folder.iterdir() if p.suffix.lower() in (".jpg", ".jpeg", ".png") and not p.name.startswith(".")]
-    return tuple(sorted(frames, key=lambda p: [int(s) if s.isdecimal() else s for s in re.split(r"(\d+)", p.name)]))
-
-
-def spread(frames: Sequence[Path], number: int) -> tuple[Path, ...]:
-    """``number`` of the frames, in the middle of as many equal stretches; all, if there are no more."""
-    if len(frames) <= number:
-        return tuple(frames)
-    return tuple(frames[(2 * k + 1) * len(frames) // (2 * number)] for k in range(number))

@@ -9,8 +9,8 @@ from pydantic import Field
 
 from zoo.config import Positive, Rates
 from zoo.data._labelled import Found, Item, LabelledFolder, Settings, find
-from zoo.data._looked import frames_in
 from zoo.data._splits import Unit
+from zoo.pictures import frames_in
 from zoo.registry import register
 
 EMOTIONS = ("ANG", "DIS", "FEA", "HAP", "NEU", "SAD")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from torch import nn
 
 from zoo.config import EncoderSpec, Positive, split_spec
 from zoo.errors import ZooError
+from zoo.pictures import frames_in, middles
 from zoo.registry import make, register
 from zoo.types import ModalityInputs, Processor, Tokens
 
@@ -19,8 +19,7 @@ from zoo.types import ModalityInputs, Processor, Tokens
 class FrameProcessor:
     """A video to (M, 3, H, W) float32, M of its frames in their order. Nothing in it is random.
 
-    A video of more frames is cut into ``frames`` equal stretches, and the one in the middle of each is taken, as Wang et al. do at test
-    time (Temporal segment networks, 2016, https://arxiv.org/abs/1608.00859); of a shorter one all are.
+    Of a video of more frames those at the `middles` are taken, of a shorter one all.
 
     Args:
         image: Of the frames: one picture to (3, H, W).
@@ -39,9 +38,7 @@ class FrameProcessor:
         name, found = _listed(thing)
         if not found:
             raise ZooError(f"{name}: no frames")
-        count = min(self.frames, len(found))
-        taken = [self._picture(found, (2 * i + 1) * len(found) // (2 * count)) for i in range(count)]
-        return ModalityInputs(torch.stack(taken))
+        return ModalityInputs(torch.stack([self._picture(found, i) for i in middles(len(found), self.frames)]))
 
     def _picture(self, found: Sequence[Any], i: int) -> torch.Tensor:
         try:
@@ -65,13 +62,7 @@ def _listed(thing: Any) -> tuple[str, Sequence[Any]]:
         raise ZooError(f"{type(thing).__name__} is no video: give a list of pictures, or a folder of their files")
     if not Path(thing).is_dir():
         raise ZooError(f"{thing} is no folder: a video is read as a list of pictures, or as a folder of their files, one for each frame")
-    return str(thing), sorted((p for p in Path(thing).iterdir() if not p.name.startswith(".")), key=_in_time)
-
-
-def _in_time(path: Path) -> tuple[Any, ...]:
-    """Frame 10 comes after frame 9, though their names sort the other way."""
-    pieces = re.split(r"(\d+)", path.stem)  # text and digits in turn
-    return [int(piece) if i % 2 else piece for i, piece in enumerate(pieces)], path.name
+    return str(thing), frames_in(Path(thing))
 
 
 @register(

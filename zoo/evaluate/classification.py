@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from zoo.collate import stack
+from zoo.collate import processed, stack
 from zoo.errors import ZooError
 from zoo.evaluate._bootstrap import interval
 from zoo.evaluate._subsets import Shown, shapley, subsets
@@ -155,7 +155,7 @@ def every_subset(model: Any, data: LabelledData, rows: np.ndarray, *, batch_size
     logits = {shown: np.full((len(rows), len(data.classes)), np.nan, np.float32) for shown in wanted}
     device = next(model.parameters()).device
     for start in progress(range(0, len(rows), batch_size), "predicting", None):
-        samples = [model.processor(data.rows[int(i)]) for i in rows[start : start + batch_size]]
+        samples = [processed(model.processor, data.rows[int(i)], int(i)) for i in rows[start : start + batch_size]]
         for shown in wanted:
             cut = [{name: x for name, x in sample.items() if name in shown} for sample in samples]
             here = [i for i, sample in enumerate(cut) if sample]
@@ -190,7 +190,7 @@ def by_modality(model: Any, data: LabelledData, rows: np.ndarray, *, batch_size:
     labels, outputs = [], []
     device = next(model.parameters()).device
     for start in progress(range(0, len(rows), batch_size), "features", None):
-        numbered = [(int(i), model.processor(data.rows[int(i)])) for i in rows[start : start + batch_size]]
+        numbered = [(int(i), processed(model.processor, data.rows[int(i)], int(i))) for i in rows[start : start + batch_size]]
         samples = [(i, sample) for i, sample in numbered if sample]
         if samples:
             outputs.append(model(to_device(Batch(stack([sample for _, sample in samples])), device)))
