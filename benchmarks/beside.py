@@ -60,14 +60,14 @@ def beside(
     return Beside(statistics.median(own), statistics.median(others), statistics.median(ratios), min(ratios), max(ratios), rounds)
 
 
-def keep(benchmark: Any, name: str, found: Beside, *, target: float, packages: tuple[str, ...], **about: Any) -> None:
+def keep(benchmark: Any, name: str, found: Beside, *, target: float | None, packages: tuple[str, ...], **about: Any) -> None:
     """Put a result into this machine's file, in the place of an earlier one of the same name.
 
     Args:
         benchmark: The fixture, which shows it too.
         name: Of what was done.
         found: How long it took.
-        target: The ratio that was wanted.
+        target: The ratio that was wanted; None: none was.
         packages: Whose versions matter.
         **about: Sizes, and what else was measured.
     """
@@ -75,7 +75,14 @@ def keep(benchmark: Any, name: str, found: Beside, *, target: float, packages: t
     path = RESULTS / f"{device['name']}.json"
     stored = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"machine": device, "measured": {}}
     versions = {package: version(package) for package in packages}
-    entry = {**found._asdict(), "target": target, "met": found.ratio >= target, **about, "versions": versions, "commit": commit()}
+    entry = {
+        **found._asdict(),
+        "target": target,
+        "met": None if target is None else found.ratio >= target,
+        **about,
+        "versions": versions,
+        "commit": commit(),
+    }
     stored["measured"] = dict(sorted({**stored["measured"], name: entry | {"date": datetime.now(UTC).isoformat()}}.items()))
     RESULTS.mkdir(parents=True, exist_ok=True)
     write_json(path, stored)

@@ -173,7 +173,7 @@ class TestWords:
         assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
 
     def test_list(self, zoo):
-        assert zoo("list") == (0, "dual_encoder\nmeter\nnotellm2\n", "")
+        assert zoo("list") == (0, "classifier\ndual_encoder\nmeter\nnotellm2\n", "")
         assert "gated_late\n" in zoo("list", "fusions")[1]
         assert "planted_notes\n" in zoo("list", "data")[1]
         assert "notellm2/retail\n" in zoo("list", "recipes")[1]
@@ -181,7 +181,7 @@ class TestWords:
     def test_matrix(self, zoo):
         code, out, _ = zoo("list", "--matrix")
         assert code == 0
-        assert ["micl", "-", "-", "arrange"] in [line.split() for line in out.splitlines()]
+        assert ["micl", "-", "-", "-", "arrange"] in [line.split() for line in out.splitlines()]
         assert "connectors of notellm2: attention_pool, identity, linear, mlp, qformer" in out
 
     def test_info(self, zoo):
@@ -256,7 +256,7 @@ class TestRun:
     def test_eval_refuses_what_is_trained_in(self, zoo, finished):
         code, out, err = zoo("eval", finished[0], "model.fusion=early", "optimizer.lr=7", "evalute.split=val")
         assert (code, out) == (2, "")
-        assert "override 'model.fusion': no section to evaluate by named 'model' (have: data, evaluate, floor, seed)" in err
+        assert "override 'model.fusion': no section to evaluate by named 'model' (have: classify, data, evaluate, floor, seed)" in err
         assert "override 'optimizer.lr': " in err
         assert "named 'evalute'; did you mean 'evaluate'?" in err
 
@@ -518,7 +518,7 @@ def test_a_signal_outside_of_training_ends_any_command_with_its_code(zoo, monkey
 
 
 def test_a_signal_during_an_evaluation(zoo, monkeypatch):
-    monkeypatch.setattr(import_module("zoo.run"), "measure_model", lambda *_: signal.raise_signal(signal.SIGTERM))
+    monkeypatch.setattr(import_module("zoo.run"), "ask", lambda *_: signal.raise_signal(signal.SIGTERM))
     code, _, err = zoo("run", recipe())
     assert code == 75
     assert err.endswith("zoo: terminated; run the same command again to go on from the last checkpoint\n")
@@ -533,7 +533,7 @@ def test_a_signal_in_the_last_step_ends_the_run(zoo, monkeypatch):
             signal.raise_signal(signal.SIGTERM)
 
     monkeypatch.setattr(Log, "write", last)
-    monkeypatch.setattr(import_module("zoo.run"), "measure_model", lambda *_: pytest.fail("it went on"))
+    monkeypatch.setattr(import_module("zoo.run"), "ask", lambda *_: pytest.fail("it went on"))
     code, _, err = zoo("run", recipe())
     assert code == 75
     assert err.endswith("zoo: stopped after the last step, with the model in runs/tiny; run the same command again to go on from there\n")

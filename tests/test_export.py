@@ -65,11 +65,18 @@ def exported(tmp_path_factory):
 
 
 @pytest.mark.parametrize("rows", [ROWS, ROWS[::-1], ROWS * 3, ROWS[1:3], *([row] for row in ROWS)], ids=lambda rows: f"{len(rows)} rows")
-@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name == "meter")) for name in names("model")])
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name == "meter")) for name in MODELS])
 def test_any_rows_give_the_vectors_of_the_model(exported, name, rows):
     model, path = exported(name)
     (vectors,) = session(path).run(None, prepare(model, rows))
     assert vectors == pytest.approx(model.encode(rows), abs=1e-5)
+
+
+def test_every_model_of_items_is_exported_and_no_other(tmp_path):
+    assert MODELS.keys() == set(names("model")) - {"classifier"}
+    encoder = TINY["vision"]
+    with pytest.raises(ZooError, match="this model tells classes and gives no vectors of items: there is nothing to export"):
+        export_onnx(build("classifier", classes=2, encoders={"left": encoder, "right": encoder}), tmp_path / "x.onnx")
 
 
 def test_the_description_is_that_of_the_graph(exported):

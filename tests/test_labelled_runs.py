@@ -181,11 +181,14 @@ class TestRefusals:
             ("baselines={other: {data.turn: 1}}", "baselines.other: its 'data' has other rows"),
             ("baselines={other: {classify.missing: []}}", "baselines.other: it changes 'classify'"),
             ("run.calibrate=none", "run.calibrate: split 'none' has no rows"),
+            ("model.classes=4", "model.classes: 4, and the data have 3 classes: write 3"),
+            ("model.encoders.up={name: tiny_image}", "model.encoders: no row shows up (the data show: left, right)"),
+            ("data={name: planted_notes, notes: 100, users: 60, image_size: 16}", "this model learns from rows of known class"),
         ],
     )
     def test_before_training(self, override, says, tmp_path):
         with pytest.raises(ZooError, match=re.escape(says)):
-            zoo.run(TINY, override, out=tmp_path / "x")
+            zoo.run(TINY if "planted" not in override else {k: v for k, v in TINY.items() if k != "classify"}, override, out=tmp_path / "x")
         assert not (tmp_path / "x/log.jsonl").exists()
 
     def test_nothing_to_calibrate(self, tmp_path):

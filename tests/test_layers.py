@@ -16,7 +16,7 @@ FLOORS = (  # from the ground up; a module that no floor names fails
     ("batches", "hub", "encoders.*", "backbones.*", "connectors.*", "fusions.*", "objectives.*", "data.*"),
     ("models.*", "recipe"),
     ("evaluate.*", "feature_cache", "schema", "sampler", "optimizer", "log", "saver", "update", "matrix", "contenders", "trials"),
-    ("fetch", "init_from", "shapes", "search", "export", "questions"),
+    ("fetch", "init_from", "opened", "shapes", "search", "export", "questions"),
     ("train", "report", "bench", "doctor", "examine"),
     ("run", "validate"),
     ("embed", "embed_shards", "study", "diagnose"),

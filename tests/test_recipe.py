@@ -202,7 +202,7 @@ class TestFaults:
             ":17: baselines.a/b: 'a/b' names a folder of the run: write a word, without a slash",
             ":18: floor.recall@10: 2: input should be less than or equal to 1",
             ":18: floor.recall@11: no metric named 'recall@11'; did you mean 'recall@10'? (have: accuracy, recall@10, recall@100)",
-            ":19: qqq: no keyword named 'qqq' (have: adapters, baselines, data, evaluate,",
+            ":19: qqq: no keyword named 'qqq' (have: adapters, baselines, classify, data, evaluate,",
         ]  # fmt: skip
         assert first == f"{path}: {len(lines)} faults"
         for says in expected:

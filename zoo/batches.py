@@ -10,7 +10,8 @@ import torch
 from torch.utils.data import Dataset
 
 from zoo.collate import Known, PairCollate, Sample, processed, stack
-from zoo.types import Batch, Data, LabelledData, PairData, Row
+from zoo.errors import ZooError
+from zoo.types import Batch, Classifying, Data, LabelledData, PairData, Row
 
 
 class Kept:
@@ -90,3 +91,21 @@ def training_rows(data: Data) -> Iterator[Row]:
     """Every row that training may see, decoded one after the other."""
     rows, used = (data.notes, np.unique(data.pairs("train"))) if isinstance(data, PairData) else (data.rows, data.split("train"))
     return (rows[int(i)] for i in used)
+
+
+def check_fit(model: Any, data: Data) -> None:
+    """Whether a model and its training data speak of the same things.
+
+    Raises:
+        ZooError: If one is of classes and the other is not, their numbers differ, or the rows never show what an encoder is for.
+    """
+    classes = isinstance(model, Classifying)
+    if classes != isinstance(data, LabelledData):
+        has, needs = ("pairs", "rows of known class") if classes else ("rows of known class", "pairs of items")
+        raise ZooError(f"model and data: this model learns from {needs}, and the data are {has}: write another model.name or data.name")
+    if classes and isinstance(data, LabelledData):
+        if model.classes != len(data.classes):
+            raise ZooError(f"model.classes: {model.classes}, and the data have {len(data.classes)} classes: write {len(data.classes)}")
+        keys: tuple[str, ...] = model.processor.keys()
+        if lost := [key for key in keys if key not in data.modalities]:
+            raise ZooError(f"model.encoders: no row shows {', '.join(lost)} (the data show: {', '.join(data.modalities)}); name these")

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from zoo.collate import RowCollate
 from zoo.errors import Failure, ZooError
 from zoo.files import check_target, write_json
-from zoo.types import Batch, ModalityInputs, Row
+from zoo.types import Batch, Classifying, ModalityInputs, Row
 
 TOLERANCE = 1e-4  # in each feature of a vector of length 1: float32 sums in another order differ by 1e-7 in small models, 1e-5 in deep ones
 _MEANINGS = {
@@ -52,6 +52,8 @@ def export_onnx(model: Any, out: str | Path, *, output: str | None = None) -> Pa
     out, name = Path(out), output if output is not None else model.outputs[0]
     if out.suffix != ".onnx":
         raise ZooError(f"{out} is no name of an ONNX file: write {out.with_suffix('.onnx')}")
+    if isinstance(model, Classifying):
+        raise ZooError("this model tells classes and gives no vectors of items: there is nothing to export")
     if name not in model.outputs:
         raise ZooError(f"this model gives no embedding {name!r} (it gives: {', '.join(model.outputs)})")
     check_target(out, "--out")

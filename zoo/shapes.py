@@ -45,7 +45,7 @@ class Memory(NamedTuple):
 
     weights      all parameters and buffers, in their own precision
     gradients    of the trained parameters; several processes without sharding hold them twice, once in DDP's buckets
-    optimizer    AdamW: two moments of each trained parameter in its own precision, and a step count of 4 bytes
+    optimizer    AdamW: two moments, or SGD: one, of each trained parameter in its own precision, and a step count of 4 bytes
     activations  the distinct tensors that autograd saves in one forward pass, weights left out
 
     With sharding over P processes the first three are divided by P, and the weights of the two largest blocks are there whole. With
@@ -160,7 +160,7 @@ def walk(step: Step, batch: Batch, precision: Precision = "no", *, deep: bool = 
     return lines, Kept(sum(x.untyped_storage().nbytes() for x in held.values()), sum(casts.bytes.values()), blocks)
 
 
-def memory(step: Step, once: Kept, again: Kept, *, checkpointing: bool, processes: int, shard: bool) -> Memory:
+def memory(step: Step, once: Kept, again: Kept, *, checkpointing: bool, processes: int, shard: bool, moments: int = 2) -> Memory:
     """`Memory` of a step.
 
     Args:
@@ -170,10 +170,11 @@ def memory(step: Step, once: Kept, again: Kept, *, checkpointing: bool, processe
         checkpointing: Whether it is on.
         processes: GPUs that train together.
         shard: Spread weights, gradients and optimizer state over them.
+        moments: That the optimizer keeps of each weight: 2 for AdamW, 1 for SGD.
     """
     trained = [p for p in step.parameters() if p.requires_grad]
     weights = _bytes([*step.parameters(), *step.buffers()])
-    gradients, optimizer = _bytes(trained), 2 * _bytes(trained) + 4 * len(trained)
+    gradients, optimizer = _bytes(trained), moments * _bytes(trained) + 4 * len(trained)
     if shard:
         largest = max((_bytes(block.parameters()) for block in blocks_of(step.model)), default=0)
         weights, gradients, optimizer = -(-weights // processes) + 2 * largest, -(-gradients // processes), -(-optimizer // processes)

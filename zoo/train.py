@@ -16,7 +16,7 @@ from accelerate.utils import send_to_device, set_seed
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from zoo.batches import batches_of, lengths_of, training_rows
+from zoo.batches import batches_of, check_fit, lengths_of, training_rows
 from zoo.checkpoint import Position, check_same_run, checkpoints, load_checkpoint
 from zoo.config import split_spec
 from zoo.distributed import blocks_of, shard, whole
@@ -98,6 +98,7 @@ def train(
         _shard(step, accelerator)
     optimizer = make_optimizer(step, recipe.optimizer)
     order = make_order(recipe, data, accelerator)
+    check_fit(step.model, data)
     _check_seen(step, data)
     _check_calibrates(recipe, step.model, data)
     passed = math.ceil((recipe.run.epochs or 0) * len(order) / recipe.run.accumulate)

@@ -144,6 +144,8 @@ class Predicting(Protocol):
 class Classifying(Protocol):
     """A model that tells classes."""
 
+    classes: int  # how many
+
     def classify(self, rows: Rows, batch_size: int = 32, show_progress: bool | None = None) -> np.ndarray:
         """(N, K) float32 probabilities of raw rows, (K,) of a single one."""
 

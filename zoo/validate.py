@@ -11,23 +11,21 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import nn
 
-from zoo.collate import Known, PairCollate
 from zoo.config import hints_of, part_kind, parts_in, settings, split_spec
-from zoo.errors import Absent, ZooError
+from zoo.errors import ZooError
 from zoo.fetch import hub_cache, located
 from zoo.models._notes import NoteProcessor
+from zoo.opened import open_rows
 from zoo.recipe import Recipe
-from zoo.registry import entry, lookup, make
+from zoo.registry import entry, lookup
 from zoo.shapes import Kept, Line, Memory, memory, walk, without_weights
 from zoo.train import make_step
-from zoo.types import Batch, Pair, PairData, Row
+from zoo.types import Batch, Data, Row
 from zoo.update import Step
 
 _UNCUT = 1 << 30  # tokens: longer than any text
-_TITLES = ("red shoes", "a grey coat for cold days", "garden", "红色的鞋", "blue cup and plate, hand made")
 
 
 class Part(NamedTuple):
@@ -64,7 +62,7 @@ class Report(NamedTuple):
     data: str  # where they come from
     missing: dict[str, float]  # share of the rows without it
     texts: Texts
-    contrast: Contrast
+    contrast: Contrast | None  # None: the rows have classes
     shapes: list[Line]
     parts: list[Part]
     memory: dict[str, Memory]  # as the recipe says, and in the other ways that there are
@@ -76,7 +74,7 @@ def validate(
     recipe: Recipe,
     *,
     data_root: str | Path | None = None,
-    loaded: PairData | None = None,
+    loaded: Data | None = None,
     rows: int = 32,
     processes: int = 1,
     deep: bool = False,
@@ -105,28 +103,22 @@ def validate(
     light = replace(light, run=replace(light.run, gradient_checkpointing=False))
     with torch.device("meta"):
         step = without_weights(make_step(light)).train()
-    pairs, known, source = _pairs(recipe, data_root, loaded, rows // 2, step.model.processor, notes)
-    opened = [row for side in zip(*pairs, strict=True) for row in side]
-    collate = PairCollate(step.model.processor, known)
-    batch = collate(pairs)
+    opened = open_rows(recipe, data_root, loaded, rows, step.model, notes)
+    batch = opened.batch(opened.number)
     lines, once = walk(step, batch, recipe.run.precision, deep=deep)
     alive = -(-recipe.run.gradcache // 2) if recipe.run.gradcache else recipe.run.batch_size  # pairs whose activations are there at once
-    in_run = batch if alive == len(pairs) else collate([pairs[i % len(pairs)] for i in range(alive)])
+    in_run = batch if alive == opened.number else opened.batch(alive)
     if in_run is not batch:
         _, once = walk(step, in_run, recipe.run.precision)
     if recipe.run.shard and processes == 1:
         notes.append("run.shard spreads the model over the processes: say how many there are (--processes), the memory here is of one")
-    contrast = _contrast(batch, [step.model.processor.sees(row) for row in opened])
-    faults = [] if contrast.positives else ["no row has a positive that the model sees: nothing can be learned from these rows"]
-    if contrast.positives and not contrast.negatives:
-        faults.append(
-            "no row has a negative: all are the same item or belong together; write a larger run.batch_size, or look at the pairs"
-        )
+    contrast = None if batch.positive is None else _contrast(batch, [step.model.processor.sees(row) for row in opened.rows])
+    faults = [] if contrast is None else _unlearnable(contrast)
     return Report(
-        len(opened),
-        source,
-        _missing(opened, batch, step.model.processor),
-        _texts(step.model.processor, opened, batch),
+        len(opened.rows),
+        opened.source,
+        _missing(opened.rows, batch, step.model.processor),
+        _texts(step.model.processor, opened.rows, batch),
         contrast,
         lines,
         [*(_part(n, m) for n, m in step.model.named_children()), _part("objective", step.objective)],
@@ -134,6 +126,15 @@ def validate(
         notes,
         faults,
     )
+
+
+def _unlearnable(contrast: Contrast) -> list[str]:
+    """Why nothing can be learned from these rows."""
+    if not contrast.positives:
+        return ["no row has a positive that the model sees: nothing can be learned from these rows"]
+    if not contrast.negatives:
+        return ["no row has a negative: all are the same item or belong together; write a larger run.batch_size, or look at the pairs"]
+    return []
 
 
 def without_pretrained(kind: str, spec: Any, cache: Path, notes: list[str]) -> dict[str, Any]:
@@ -169,45 +170,6 @@ def without_pretrained(kind: str, spec: Any, cache: Path, notes: list[str]) -> d
                 lean = without_pretrained(inner, spec, cache, notes)
                 out[key] = {**out.get(key, {}), inside[0]: lean} if inside else lean
     return out
-
-
-def _pairs(
-    recipe: Recipe, root: str | Path | None, loaded: PairData | None, wanted: int, processor: Any, notes: list[str]
-) -> tuple[list[Pair], Known | None, str]:
-    """Training pairs, what is known to belong together, and where they come from."""
-    try:
-        data: PairData = make("data", recipe.data, Path(root) if root is not None else None) if loaded is None else loaded
-    except Absent as e:
-        notes.append(f"the data is not here ({str(e).partition(chr(10))[0]}): the rows are MADE UP, and so are lengths and missing rates")
-        return _made_up(recipe, wanted, processor), None, "made up"
-    train = data.pairs("train")
-    drawn = np.random.default_rng(recipe.seed).choice(len(train), min(wanted, len(train)), replace=False)
-    if len(drawn) < wanted:
-        notes.append(f"the data has {len(train)} training pairs, fewer than {wanted}")
-    pairs = [Pair(*(data.notes[int(i)] for i in train[j])) for j in drawn]
-    return pairs, Known.of(torch.from_numpy(train), len(data.notes)), f"{len(data.notes)} items, {len(train)} training pairs"
-
-
-def _made_up(recipe: Recipe, wanted: int, processor: Any) -> list[Pair]:
-    """Rows of the right form: one in eight without a picture, one in eight without text, as far as the data shows either."""
-    shown = split_spec(recipe.data)[1].get("inputs") or ["text", "image"]
-    random = np.random.default_rng(recipe.seed)
-
-    def row(i: int) -> Row:
-        made: dict[str, Any] = {"id": i}
-        if "text" in shown and i % 8 != 1:
-            title = _TITLES[i % len(_TITLES)]
-            made |= {"title": title, "topic": "home", "content": f"{title}. " * int(random.integers(1, 12))}
-        if "image" in shown and i % 8 != 2:
-            made["image"] = Image.fromarray(random.integers(0, 256, (48, 64, 3), dtype=np.uint8))
-        return made
-
-    rows = [row(i) for i in range(2 * wanted)]
-    if not any(processor.sees(r) for r in rows):
-        raise ZooError(
-            f"this model looks at {', '.join(processor.keys())}, of which no rows can be made up: name the data, with --data DIR"
-        )
-    return [Pair(rows[i], rows[i + wanted]) for i in range(wanted)]
 
 
 def _missing(rows: Sequence[Row], batch: Batch, processor: Any) -> dict[str, float]:
@@ -274,7 +236,15 @@ def _memory(step: Step, once: Kept, batch: Batch, recipe: Recipe, processes: int
     ways |= {f"with shard over {processes}": (run.gradient_checkpointing, True)} if processes > 1 and not run.shard else {}
     ways |= {"with both": (True, True)} if processes > 1 and not (run.shard or run.gradient_checkpointing) else {}
     return {
-        name: memory(step, once, again, checkpointing=checkpointing, processes=processes, shard=shard)
+        name: memory(
+            step,
+            once,
+            again,
+            checkpointing=checkpointing,
+            processes=processes,
+            shard=shard,
+            moments=1 if recipe.optimizer.name == "sgd" else 2,
+        )
         for name, (checkpointing, shard) in ways.items()
     }
 
@@ -284,7 +254,7 @@ def plain(report: Report) -> Mapping[str, Any]:
     return {
         **report._asdict(),
         "texts": report.texts._asdict(),
-        "contrast": report.contrast._asdict(),
+        "contrast": None if report.contrast is None else report.contrast._asdict(),
         "shapes": [line._asdict() for line in report.shapes],
         "parts": [part._asdict() for part in report.parts],
         "memory": {name: {**m._asdict(), "total": m.total} for name, m in report.memory.items()},

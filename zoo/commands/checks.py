@@ -109,11 +109,12 @@ def _written(report: Report) -> str:
     lines = [f"NOTE {note}" for note in report.notes]
     lines += ["", f"rows      {report.rows} ({report.data})"]
     lines += ["missing   " + ", ".join(f"{key} {share:.0%}" for key, share in report.missing.items())]
-    lines += [f"text      median {texts.median}, longest {texts.longest} tokens; {limit}"]
-    lines += [
-        f"contrast  {contrast.positives} rows with a positive, each against {contrast.negatives:.1f} negatives on average, "
-        f"{contrast.fewest} at least; {contrast.known} further pairs are known to belong together"
-    ]
+    lines += [f"text      median {texts.median}, longest {texts.longest} tokens; {limit}"] if texts.longest else []
+    if contrast is not None:
+        lines += [
+            f"contrast  {contrast.positives} rows with a positive, each against {contrast.negatives:.1f} negatives on average, "
+            f"{contrast.fewest} at least; {contrast.known} further pairs are known to belong together"
+        ]
     lines += ["", *_columns([["module", "", "shape"], *(row for line in report.shapes for row in _shape_rows(line))])]
     counts = {p.name: [p.parameters, p.trained, p.parameters - p.trained, p.adapters] for p in report.parts}
     counts["total"] = [sum(column) for column in zip(*counts.values(), strict=True)]

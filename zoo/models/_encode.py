@@ -38,8 +38,9 @@ def encode(model: Any, rows: Rows, *, output: str, batch_size: int, show_progres
         raise ZooError(f"this model gives no embedding {output!r} (it gives: {', '.join(model.outputs)})")
     if isinstance(rows, str | Mapping):
         return encode(model, [rows], output=output, batch_size=batch_size, show_progress=show_progress, normalize=normalize)[0]
+    _check_rows_and_size(rows, "encode", batch_size)
     found = np.zeros((len(rows), model.dim), dtype=np.float32)
-    for numbers, out in _outputs(model, rows, "encode", batch_size, show_progress):
+    for numbers, out in _outputs(model, rows, "encoding", batch_size, show_progress):
         _check_present(out, output, numbers)
         x = out.embeddings[output].float()
         found[numbers] = (F.normalize(x, dim=-1) if normalize else x).cpu().numpy()
@@ -60,24 +61,28 @@ def classify(model: Any, rows: Rows, *, batch_size: int, show_progress: bool | N
     """
     if isinstance(rows, str | Mapping):
         return classify(model, [rows], batch_size=batch_size, show_progress=show_progress)[0]
-    found = [(n, out.logits["fused"].float().softmax(-1)) for n, out in _outputs(model, rows, "classify", batch_size, show_progress)]
+    _check_rows_and_size(rows, "classify", batch_size)
+    found = [(n, out.logits["fused"].float().softmax(-1)) for n, out in _outputs(model, rows, "classifying", batch_size, show_progress)]
     order = np.argsort([number for numbers, _ in found for number in numbers])
     return torch.cat([chances for _, chances in found]).cpu().numpy()[order]
+
+
+def _check_rows_and_size(rows: Any, call: str, batch_size: int) -> None:
+    if not isinstance(rows, Sequence):
+        raise ZooError(f"{call} takes a row or a list of rows, not a {type(rows).__name__}: write {call}([{{...}}])")
+    if batch_size < 1:
+        raise ZooError(f"batch_size {batch_size} holds nothing: write 1 or more")
 
 
 def _outputs(
     model: Any, rows: Sequence[Row | str], says: str, batch_size: int, show_progress: bool | None
 ) -> Iterator[tuple[list[int], ModelOutput]]:
     """What the model makes of each batch, with the numbers of its rows; in eval mode, without gradients."""
-    if not isinstance(rows, Sequence):
-        raise ZooError(f"{says} takes a row or a list of rows, not a {type(rows).__name__}: write {says}([{{...}}])")
-    if batch_size < 1:
-        raise ZooError(f"batch_size {batch_size} holds nothing: write 1 or more")
     device = next(model.parameters()).device
     was_training = model.training
     model.eval()
     try:
-        steps = progress(range(0, len(rows), batch_size), f"{says.removesuffix('e')}ing", show_progress)
+        steps = progress(range(0, len(rows), batch_size), says, show_progress)
         for _, (numbers, some) in zip(steps, _batches(model, rows, batch_size), strict=True):
             with torch.no_grad():
                 out = model(to_device(_batch(model, some, numbers), device))

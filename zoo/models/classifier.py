@@ -79,6 +79,7 @@ class Classifier(Hosted, nn.Module):
         super().__init__()
         self.encoders, self.widen, self.combine, self.heads, self.schedule = encoders, widen, combine, heads, schedule
         self.on_logits, self.dim = on_logits, dim
+        self.classes: int = next(cast("nn.Linear", head).out_features for head in heads.values())
         self.outputs = tuple(encoders)
         self.modality_modules = {name: (f"encoders.{name}", f"widen.{name}", f"heads.{name}") for name in encoders}
         self.processor = RowProcessor({name: cast("Any", encoder).processor for name, encoder in encoders.items()})

@@ -1,0 +1,129 @@
+"""Some training rows, to look at a recipe before it costs anything: drawn from its data, or made up where the data is not here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+
+from zoo.batches import check_fit
+from zoo.collate import Known, PairCollate, stack
+from zoo.config import split_spec
+from zoo.errors import Absent, ZooError
+from zoo.recipe import Recipe
+from zoo.registry import make
+from zoo.types import Batch, Classifying, Data, LabelledData, Pair, Row
+
+_TITLES = ("red shoes", "a grey coat for cold days", "garden", "红色的鞋", "blue cup and plate, hand made")
+
+
+class Opened(NamedTuple):
+    """Raw rows, and what makes a batch of them."""
+
+    rows: list[Row]
+    number: int  # of pairs, or of labelled rows
+    batch: Callable[[int], Batch]  # of so many pairs, or labelled rows, over and over if there are fewer
+    source: str  # where they come from
+
+
+def open_rows(recipe: Recipe, root: str | Path | None, loaded: Data | None, wanted: int, model: Any, notes: list[str]) -> Opened:
+    """Training rows.
+
+    Args:
+        recipe: Of the run.
+        root: The folder that holds the folders of data sets.
+        loaded: The data set, where it is loaded already.
+        wanted: How many, an even number.
+        model: That the recipe names.
+        notes: Gets what then is not as in training.
+
+    Raises:
+        ZooError: On a fault of data that is there, or if it does not fit the model.
+    """
+    try:
+        data: Data = make("data", recipe.data, Path(root) if root is not None else None) if loaded is None else loaded
+    except Absent as e:
+        notes.append(f"the data is not here ({str(e).partition(chr(10))[0]}): the rows are MADE UP, and so are lengths and missing rates")
+        random, process = np.random.default_rng(recipe.seed), model.processor
+        if isinstance(model, Classifying):
+            rows = [_made_up_things(i, process, random) for i in range(wanted)]
+            return _labelled(rows, [i % model.classes for i in range(wanted)], process, "made up")
+        return _paired(_made_up_pairs(recipe, wanted // 2, process, random), None, process, "made up")
+    check_fit(model, data)
+    train = data.split("train") if isinstance(data, LabelledData) else data.pairs("train")
+    count = wanted if isinstance(data, LabelledData) else wanted // 2
+    drawn = train[np.random.default_rng(recipe.seed).choice(len(train), min(count, len(train)), replace=False)]
+    if len(drawn) < count:
+        notes.append(f"the data has {len(train)} training {'rows' if isinstance(data, LabelledData) else 'pairs'}, fewer than {count}")
+    if isinstance(data, LabelledData):
+        source = f"{len(data.rows)} rows of {len(data.classes)} classes, {len(train)} of them to train on"
+        return _labelled([data.rows[int(i)] for i in drawn], data.labels[drawn].tolist(), model.processor, source)
+    pairs = [Pair(*(data.notes[int(i)] for i in pair)) for pair in drawn]
+    known = Known.of(torch.from_numpy(train), len(data.notes))
+    return _paired(pairs, known, model.processor, f"{len(data.notes)} items, {len(train)} training pairs")
+
+
+def _paired(pairs: list[Pair], known: Known | None, process: Any, source: str) -> Opened:
+    collate = PairCollate(process, known)
+    rows = [row for side in zip(*pairs, strict=True) for row in side]
+    return Opened(rows, len(pairs), lambda count: collate([pairs[i % len(pairs)] for i in range(count)]), source)
+
+
+def _labelled(rows: list[Row], labels: list[int], process: Any, source: str) -> Opened:
+    samples = [process(row) for row in rows]
+
+    def batch(count: int) -> Batch:
+        chosen = [i % len(rows) for i in range(count)]
+        return Batch(stack([samples[i] for i in chosen]), targets=torch.tensor([labels[i] for i in chosen]), ids=torch.tensor(chosen))
+
+    return Opened(rows, len(rows), batch, source)
+
+
+def _made_up_pairs(recipe: Recipe, wanted: int, processor: Any, random: np.random.Generator) -> list[Pair]:
+    """Rows of the right form: one in eight without a picture, one in eight without text, as far as the data shows either."""
+    shown = split_spec(recipe.data)[1].get("inputs") or ["text", "image"]
+
+    def row(i: int) -> Row:
+        made: dict[str, Any] = {"id": i}
+        if "text" in shown and i % 8 != 1:
+            title = _TITLES[i % len(_TITLES)]
+            made |= {"title": title, "topic": "home", "content": f"{title}. " * int(random.integers(1, 12))}
+        if "image" in shown and i % 8 != 2:
+            made["image"] = _picture(random)
+        return made
+
+    rows = [row(i) for i in range(2 * wanted)]
+    if not any(processor.sees(r) for r in rows):
+        raise ZooError(
+            f"this model looks at {', '.join(processor.keys())}, of which no rows can be made up: name the data, with --data DIR"
+        )
+    return [Pair(rows[i], rows[i + wanted]) for i in range(wanted)]
+
+
+def _made_up_things(i: int, processor: Any, random: np.random.Generator) -> Row:
+    """For each modality what its encoder reads: a picture, frames, a sentence or a sound; one row in eight lacks the first."""
+    things: list[Any] = [_picture(random), [_picture(random)] * 3, _TITLES[i % len(_TITLES)], np.zeros(8000, np.float32)]
+    row: dict[str, Any] = {"id": i}
+    keys: tuple[str, ...] = processor.keys()
+    for key in keys[1:] if i % 8 == 1 else keys:
+        fitting = [thing for thing in things if _reads(processor, {key: thing})]
+        if not fitting:
+            raise ZooError(f"nothing can be made up that the encoder of {key!r} reads: name the data, with --data DIR")
+        row[key] = fitting[0]
+    return row
+
+
+def _reads(processor: Any, row: Row) -> bool:
+    try:
+        processor(row)
+    except ZooError:
+        return False
+    return True
+
+
+def _picture(random: np.random.Generator) -> Image.Image:
+    return Image.fromarray(random.integers(0, 256, (48, 64, 3), dtype=np.uint8))
