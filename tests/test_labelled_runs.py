@@ -182,7 +182,10 @@ class TestRefusals:
             ("baselines={other: {classify.missing: []}}", "baselines.other: it changes 'classify'"),
             ("run.calibrate=none", "run.calibrate: split 'none' has no rows"),
             ("model.classes=4", "model.classes: 4, and the data have 3 classes: write 3"),
-            ("model.encoders.up={name: tiny_image}", "model.encoders: no row shows up (the data show: left, right)"),
+            (
+                "model.encoders.up={name: tiny_image, dim: 8, layers: 1, heads: 2, image_size: 8}",
+                "model.encoders: no row shows up (the data show: left, right)",
+            ),
             ("data={name: planted_notes, notes: 100, users: 60, image_size: 16}", "this model learns from rows of known class"),
         ],
     )
