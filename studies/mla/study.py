@@ -10,8 +10,12 @@ from __future__ import annotations
 import argparse
 import logging
 import shutil
+from collections.abc import Mapping
+from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from matplotlib.figure import Figure
 
 from zoo.compare import compare
 
@@ -55,6 +59,23 @@ PLANS = {
 }
 
 
+def draw_gaps(numbers: Mapping[str, Any]) -> bytes:
+    """PNG of the distance between the modalities' centroids, mean and standard deviation over seeds, a bar a cell."""
+    cells = [cell for cell in numbers["cells"] if "gap" in cell["more"]]
+    pairs = list(cells[0]["more"]["gap"])
+    figure = Figure(figsize=(9, 0.8 + 0.3 * len(cells) * len(pairs)), layout="constrained")
+    axes = figure.subplots()
+    bars = [(f"{cell['cell']}, {pair}" if len(pairs) > 1 else cell["cell"], cell["more"]["gap"][pair]) for cell in cells for pair in pairs]
+    axes.barh(
+        [name for name, _ in bars], [found["mean"] for _, found in bars], xerr=[found["std"] or 0 for _, found in bars], color="#2a6fad"
+    )
+    axes.invert_yaxis()
+    axes.set_xlabel("distance between the modalities' centroids, features of length 1")
+    file = BytesIO()
+    figure.savefig(file, format="png", dpi=110)
+    return file.getvalue()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
@@ -68,6 +89,8 @@ def main() -> None:
         found = compare(plan.recipes, *plan.overrides, data_root=given.data, out=OUT / name, **settings)
         for kind in ("json", "md"):
             shutil.copy(found.folder / f"compare.{kind}", HERE / f"{name}.{kind}")
+        if name in ("main", "three"):
+            (HERE / f"{name}_gap.png").write_bytes(draw_gaps(found.numbers))
         print(found.table)
 
 
