@@ -177,7 +177,7 @@ class TestEvaluate:
         [
             ({"model__fusion": "early"}, "no section to evaluate by named 'model'"),
             ({"evaluate__split": "tset"}, "no split named 'tset'"),
-            ({"evaluate__k": [10, 4000]}, "k = 4000, but a query of one_target/all has"),
+            ({"evaluate__k": [10, 4000], "floor": {}}, "k = 4000, but a query of one_target/all has"),
         ],
     )
     def test_questions_that_the_data_cannot_answer(self, outcome, data, override, says):
