@@ -1,10 +1,13 @@
 """What may happen to a run: it is asked to stop, the disk fills up, a worker dies. It says so, and goes on as if nothing had been."""
 
 import errno
+import gc
 import io
 import json
 import os
 import signal
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -12,12 +15,14 @@ import torch
 from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from torch.utils.data import DataLoader, Dataset
 
 from zoo import checkpoint, saver
 from zoo.batches import Kept
 from zoo.checkpoint import checkpoints
 from zoo.errors import Failure, Terminated, ZooError
 from zoo.interrupt import Interruption, in_worker
+from zoo.loading import loaded
 from zoo.log import Log
 from zoo.recipe import load_recipe
 from zoo.registry import make
@@ -234,6 +239,25 @@ def trained_on(recipe, data, monkeypatch):
 def test_a_worker_that_is_killed(trained_on):
     with pytest.raises(Failure, match=r"a process that loads data ended by itself \(.*\): most often the machine has run out of memory"):
         trained_on(lambda row: os.kill(os.getpid(), signal.SIGKILL))
+
+
+class Deadly(Dataset):
+    """Whoever reads it is killed."""
+
+    def __getitem__(self, item):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def __len__(self):
+        return 2
+
+
+def test_nothing_of_a_loader_stays_whose_worker_was_killed():
+    """Else torch would raise for it again, wherever the program then is, when another process ends."""
+    with pytest.raises(Failure) as said:
+        list(loaded(DataLoader(Deadly(), batch_size=None, num_workers=1)))
+    assert not [thing for thing in gc.get_objects() if type(thing).__name__ == "_MultiProcessingDataLoaderIter"]
+    subprocess.run([sys.executable, "-c", ""], check=True)
+    assert said.value.__context__ is None
 
 
 @pytest.mark.parametrize("error", [ZooError, Failure])

@@ -21,6 +21,7 @@ def loaded(loader: DataLoader[T]) -> Iterator[T]:
     """
     try:
         yield from loader
+        return
     except ZooError as e:
         if not str(e).startswith("Caught "):
             raise
@@ -28,7 +29,10 @@ def loaded(loader: DataLoader[T]) -> Iterator[T]:
     except RuntimeError as e:
         if "DataLoader worker" not in str(e):
             raise
-        raise Failure(
-            f"a process that loads data ended by itself ({e}): most often the machine has run out of memory; lower run.workers or "
-            "run.batch_size, and run the same command again to go on from what was saved"
-        ) from e.with_traceback(None)  # its frames hold the loader, and torch may tell of its worker again when another process ends
+        said = str(e)
+    # Out of the block, so that the error and all that led to it are gone: their frames hold the loader, and as long as that is there,
+    # torch tells of its dead worker again whenever another process ends.
+    raise Failure(
+        f"a process that loads data ended by itself ({said}): most often the machine has run out of memory; lower run.workers or "
+        "run.batch_size, and run the same command again to go on from what was saved"
+    )
