@@ -156,26 +156,30 @@ def test_one_bad_shard_does_not_stop_the_others(run, shards):
 
 
 @pytest.mark.slow
-def test_a_process_that_is_killed(run, shards, log, tmp_path):
-    """By SIGKILL, as a machine without memory does, while it waits for the index of the last shard, which the test keeps locked."""
+def test_processes_that_are_killed(run, shards, log, tmp_path):
+    """By SIGKILL, as a machine without memory does, while one waits for the index of the last shard, which the test keeps locked.
+
+    Both: one that is left alone ends what it does before the fault is told, and here that would wait for the test.
+    """
     held = index_shard(shards / "items-2.parquet", {}, tmp_path / "index").place
     held.unlink()
     here = {"index": tmp_path / "index", "workers": 2}
 
-    def kill() -> int:
+    def kill() -> list[int]:
         done = [shards.parent / f"out/items-{s}.parquet" for s in (0, 1)]
         until = time.monotonic() + 300
         while not all(file.is_file() for file in done) and time.monotonic() < until:
             time.sleep(0.05)
-        process = next(iter(multiprocessing.active_children()))
-        os.kill(process.pid, signal.SIGKILL)
-        return process.pid
+        killed = [process.pid for process in multiprocessing.active_children()]
+        for pid in killed:
+            os.kill(pid, signal.SIGKILL)
+        return killed
 
     with ThreadPoolExecutor() as pool, FileLock(f"{held}.lock"):
         killed = pool.submit(kill)
         with pytest.raises(Failure, match=r"a process that embeds shards ended by itself: .* run the same command again to go on"):
             embedded(run, shards, **here)
-    assert killed.result()
+    assert len(killed.result()) == 2
     assert not multiprocessing.active_children()
     assert sorted(p.name for p in (shards.parent / "out").iterdir()) == ["items-0.parquet", "items-1.parquet"]
     log.clear()

@@ -253,6 +253,7 @@ class Deadly(Dataset):
 
 def test_nothing_of_a_loader_stays_whose_worker_was_killed():
     """Else torch would raise for it again, wherever the program then is, when another process ends."""
+    gc.collect()  # loaders of earlier tests
     with pytest.raises(Failure) as said:
         list(loaded(DataLoader(Deadly(), batch_size=None, num_workers=1)))
     assert not [thing for thing in gc.get_objects() if type(thing).__name__ == "_MultiProcessingDataLoaderIter"]
