@@ -18,15 +18,15 @@ JOINT = "joint"
 
 
 def pareto(joint: Tensor, own: Tensor, boost: float) -> Tensor:
-    """Two gradients (P,) to one: their sum where they agree; else their shortest mixture, made as long as ``boost`` times their sum.
+    """Two gradients (P,) to one, ``boost`` times as long as their sum: along it where they agree, else along their shortest mixture.
 
     Args:
         joint: g1.
         own: g2.
-        boost: Of the length, where they disagree.
+        boost: Of the length.
     """
     if joint @ own >= 0:
-        return joint + own
+        return boost * (joint + own)
     apart = joint - own
     share = (-(own @ apart) / (apart @ apart)).clamp(0, 1)  # of g1 in the shortest mixture
     mixture = share * joint + (1 - share) * own
@@ -50,7 +50,7 @@ class MMPareto(nn.Module):
         names: The modalities.
         dim: Width of the features.
         classes: K.
-        boost: gamma of the paper, by which a mixture of disagreeing gradients is made longer.
+        boost: gamma of the paper, by which an encoder's gradient is made longer, whether its two agree or not.
     """
 
     multi_phase = True

@@ -10,6 +10,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from zoo.config import Positive
 from zoo.joints import Phase
 from zoo.registry import register
 from zoo.types import Batch, Loss
@@ -28,23 +29,35 @@ class OgmGe(nn.Module):
     """Joint training; an encoder's gradient is multiplied by 1 - tanh(alpha rho) where its modality is rho > 1 times as sure of the class.
 
     The paper has two modalities, and modulates convolutions alone. Here rho is a modality's mean probability of the right class over the
-    mean of the others', for any number of them, and all parameters of an encoder are modulated, so that transformers are too.
+    mean of the others', for any number of them, and all parameters of an encoder are modulated, so that transformers are too. As in the
+    paper, noise falls on every encoder, slowed or not.
 
     Args:
         names: The modalities.
         dim: Width of the features.
         classes: K.
         alpha: How hard; 0: not at all.
-        noise: Add to each modulated gradient Gaussian noise of its own standard deviation, the paper's generalisation enhancement.
+        noise: Add to each gradient of an encoder Gaussian noise as wide as it was before it was slowed, the paper's generalisation
+            enhancement.
+        until: Steps from the first on in which any of this happens; None: all. The released code stops after half of them.
     """
 
     multi_phase = False
+    steps: Tensor  # () int64, made so far
 
     def __init__(
-        self, names: Sequence[str], dim: int, classes: int, *, alpha: Annotated[float, Field(ge=0)] = 0.5, noise: bool = True
+        self,
+        names: Sequence[str],
+        dim: int,
+        classes: int,
+        *,
+        alpha: Annotated[float, Field(ge=0)] = 0.5,
+        noise: bool = True,
+        until: Positive | None = None,
     ) -> None:
         super().__init__()
-        self.names, self.alpha, self.noise = tuple(names), alpha, noise
+        self.names, self.alpha, self.noise, self.until = tuple(names), alpha, noise, until
+        self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
 
     def phases(self, batch: Batch) -> Iterator[Phase]:
         """The batch as it is."""
@@ -65,11 +78,12 @@ class OgmGe(nn.Module):
 
     @torch.no_grad()
     def before_step(self, model: Any, phase: Phase, loss: Loss) -> None:
-        """Scale the encoders' gradients."""
+        """Scale the encoders' gradients, and make them noisy."""
+        self.steps += 1
+        if self.until is not None and int(self.steps) > self.until:
+            return
         assert phase.batch.targets is not None, "rows of known class"
         for name, k in self.coefficients(loss, phase.batch.targets).items():
-            for parameter in model.encoders[name].parameters():
-                if parameter.grad is not None and k < 1:
-                    parameter.grad *= k
-                    if self.noise and parameter.grad.numel() > 1:
-                        parameter.grad += torch.randn_like(parameter.grad) * parameter.grad.std()
+            for gradient in (p.grad for p in model.encoders[name].parameters() if p.grad is not None):
+                noise = torch.randn_like(gradient) * gradient.std() if self.noise and gradient.numel() > 1 else torch.zeros_like(gradient)
+                gradient.mul_(k).add_(noise)

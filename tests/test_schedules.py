@@ -166,9 +166,9 @@ class TestPareto:
         torch.testing.assert_close(found @ joint, found @ own)
         torch.testing.assert_close(found.norm(), 1.5 * (joint + own).norm())
 
-    def test_agreement_is_the_sum(self):
+    def test_agreement_is_the_sum_as_much_longer(self):
         joint, own = torch.tensor([1.0, 0.0]), torch.tensor([0.5, 1.0])
-        assert torch.equal(pareto(joint, own, 1.5), joint + own)
+        assert torch.equal(pareto(joint, own, 1.5), 1.5 * (joint + own))
 
     def test_opposites_are_finite(self):
         assert torch.equal(pareto(torch.tensor([1.0, 0.0]), torch.tensor([-1.0, 0.0]), 1.5), torch.zeros(2))
@@ -233,23 +233,36 @@ class TestOgmGe:
         loss.output.present["image"][:] = False
         assert schedule.coefficients(loss, targets) == {"audio": 1.0}
 
-    def test_noise_has_the_spread_of_the_gradient(self):
-        net, (loss, targets) = model(["late", {"name": "ogm_ge", "alpha": 0.8}]), self.loss(0.6, 0.4)
+    def modulated(self, net, loss, targets):
+        """The gradients before, drawn, and after."""
+        draw = torch.Generator().manual_seed(0)
+        for p in net.parameters():
+            p.grad = torch.randn(p.shape, generator=draw)
+        before = {name: p.grad.clone() for name, p in net.named_parameters()}
+        net.schedule.before_step(net, next(net.schedule.phases(batch()._replace(targets=targets))), loss)
+        return before, {name: p.grad for name, p in net.named_parameters()}
+
+    def test_noise_is_as_wide_as_the_gradient_was_before_it_was_slowed(self):
+        """And falls on every encoder, as in the paper."""
         torch.manual_seed(0)
-        before = {}
-        for name, p in net.named_parameters():
-            p.grad = torch.randn_like(p)
-            before[name] = p.grad.clone()
-        phase = next(net.schedule.phases(batch()._replace(targets=targets)))
-        net.schedule.before_step(net, phase, loss)
-        wide = [
-            (name, p.grad, 0.1663 * before[name]) for name, p in net.named_parameters() if "encoders.audio." in name and p.numel() > 100
+        net = model(["late", {"name": "ogm_ge", "alpha": 0.8}])
+        before, after = self.modulated(net, *self.loss(0.6, 0.4))
+        for encoder, k in (("audio", 0.1663), ("image", 1.0)):
+            wide = [name for name in before if f"encoders.{encoder}." in name and before[name].numel() > 100]
+            assert wide
+            for name in wide:
+                noise = (after[name] - k * before[name]).std() / before[name].std()
+                assert 0.7 < noise < 1.3, name
+        assert all(torch.equal(after[name], before[name]) for name in before if not name.startswith("encoders."))
+
+    def test_it_ends_where_it_shall(self):
+        net = model(["late", {"name": "ogm_ge", "alpha": 0.8, "until": 2}])
+        changed = [
+            not torch.equal(before["encoders.audio.stem.0.weight"], after["encoders.audio.stem.0.weight"])
+            for before, after in (self.modulated(net, *self.loss(0.6, 0.4)) for _ in range(3))
         ]
-        assert wide
-        for name, found, scaled in wide:
-            noise = (found - scaled).std() / scaled.std()
-            assert 0.7 < noise < 1.3, name
-        assert all(torch.equal(p.grad, before[name]) for name, p in net.named_parameters() if "encoders.audio." not in name)
+        assert changed == [True, True, False]
+        assert int(net.state_dict()["schedule.steps"]) == 3
 
     def test_only_the_leaders_encoder_is_slowed(self):
         torch.manual_seed(0)
