@@ -11,9 +11,11 @@ from torch import Tensor, nn
 from tests.test_schedules import NAMES, SOME, B, D, K, batch, heavy, model, update
 from zoo.errors import ZooError
 from zoo.fusions._phases import only
+from zoo.fusions.late import Late
+from zoo.hub import load, save
 from zoo.joints import Phase
 from zoo.projection import MeanProjection
-from zoo.registry import build, make
+from zoo.registry import build, info, make
 from zoo.types import Batch, Loss, ModalityInputs, ModelOutput
 
 
@@ -284,3 +286,27 @@ class TestHeads:
             model("mla", shared_head=False)
         with pytest.raises(ZooError, match=r"the schedule 'ogm_ge' needs logits of each modality, and 'concat' combines features: .* late"):
             model(["ogm_ge", "concat"])
+
+
+class TestModel:
+    """``zoo.build("mla")``: the same module as a classifier with the fusion."""
+
+    def test_it_is_a_classifier_with_the_fusion(self):
+        encoders = {name: {"name": "image_resnet", "layers": [1], "width": D, "image_size": 8} for name in NAMES}
+        made = []
+        for name, settings in (("mla", {}), ("classifier", {"fusion": "mla"})):
+            torch.manual_seed(0)
+            made.append(build(name, encoders=encoders, classes=K, **settings).eval())
+        own, same = made
+        assert own.state_dict().keys() == same.state_dict().keys()
+        assert torch.equal(own(batch()).logits["fused"], same(batch()).logits["fused"])
+        assert type(build("mla", encoders=encoders, classes=K, fusion="late").combine) is Late
+
+    def test_by_default_two_resnets_of_18_layers_that_a_folder_gives_back(self, tmp_path):
+        net = build("mla", classes=6)
+        assert net.head.weight.shape == (6, 512)
+        again = load(save(net, tmp_path / "model"))
+        assert all(torch.equal(v, again.state_dict()[n]) for n, v in net.state_dict().items())
+
+    def test_of_the_two_parts_of_this_name_info_tells_of_the_model(self):
+        assert (info("mla")["kind"], info("mla", kind="fusion")["kind"]) == ("model", "fusion")

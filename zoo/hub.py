@@ -47,7 +47,8 @@ def save(model: Any, folder: str | Path, state: Mapping[str, Tensor] | None = No
     spec = dict(model.spec)
     for key, part in model.parts().items():
         if isinstance(part, Mapping):
-            spec[key] = {own: _portable(spec[key][own], made) for own, made in part.items()}
+            given = spec.get(key, _default(model, key))
+            spec[key] = {own: _portable(given[own], made) for own, made in part.items()}
         elif part.portable():
             spec[key] = _portable(spec.get(key, _default(model, key)), part)
     for left in folder.glob(f"{WEIGHTS}.*.tmp"):  # by a save that was killed

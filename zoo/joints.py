@@ -185,7 +185,8 @@ def compose(fusion: Any, model: str, offers: Mapping[str, str | None], gives: Co
         gives: What else the model has, of what plug-ins may need: ``logits`` of each modality, a shared ``head``, ``classes``.
 
     Raises:
-        ZooError: If a plug-in fills a joint or needs a thing that the model does not have, or two named or two brought along fill the same.
+        ZooError: If a plug-in fills a joint or needs a thing that the model does not have, two named or two brought along fill the same,
+            or the schedule needs logits of each modality where features are combined.
     """
     specs = [] if fusion is None else list(fusion) if isinstance(fusion, list | tuple) else [fusion]
     filled: dict[bool, dict[str, list[Filling]]] = {True: {}, False: {}}  # named by the user, or brought along by another
@@ -207,7 +208,17 @@ def compose(fusion: Any, model: str, offers: Mapping[str, str | None], gives: Co
     if faults:
         raise ZooError("\n".join(faults))
     defaults: dict[str, list[Filling]] = {joint: [(default, {})] for joint, default in offers.items() if default is not None}
-    return Composed(**{joint: fillings[0] for joint, fillings in {**defaults, **implied, **named}.items()})
+    composed = Composed(**{joint: fillings[0] for joint, fillings in {**defaults, **implied, **named}.items()})
+    if composed.schedule and composed.combine and _reads_logits(composed.schedule) and not _reads_logits(composed.combine):
+        raise ZooError(
+            f"{model}: the schedule {composed.schedule[0]!r} needs logits of each modality, and {composed.combine[0]!r} combines features:"
+            " name a fusion of logits, such as late"
+        )
+    return composed
+
+
+def _reads_logits(filling: Filling) -> bool:
+    return "logits" in entry("fusion", filling[0]).needs
 
 
 def _lacks(name: str, lacking: Sequence[str], model: str, offers: Mapping[str, str | None], gives: Collection[str]) -> str:

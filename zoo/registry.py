@@ -237,7 +237,7 @@ def info(name: str, kind: str | None = None) -> dict[str, Any]:
 
     Args:
         name: Of any kind.
-        kind: Needed only when two kinds share the name.
+        kind: Needed only when two kinds share the name; None is the model, where one of them is a model: ``mla`` is a fusion too.
 
     Raises:
         ZooError: If nothing, or more than one kind, has this name.
@@ -246,7 +246,7 @@ def info(name: str, kind: str | None = None) -> dict[str, Any]:
     kinds = [k for k in ([kind] if kind else HOMES) if stem in names(k)]
     if not kinds:
         raise ZooError(unknown("part", stem, {n for k in HOMES for n in names(k)}))
-    if len(kinds) > 1:
+    if len(kinds) > 1 and kinds[0] != "model":
         raise ZooError(f"{stem!r} is the name of a {' and of a '.join(kinds)}: say which, as kind=")
     known = entry(kinds[0], stem)
     takes = signature(known.maker).parameters.values()
