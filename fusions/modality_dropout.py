@@ -50,6 +50,8 @@ class ModalityDropout(nn.Module):
     @torch.no_grad()
     def draw(self, batch: Batch) -> dict[str, Tensor]:
         """{modality: (B,) bool} of those that stay: a subset of what is there, and never nothing of a row that has something."""
+        if not batch.inputs:
+            return {}
         chance = torch.Generator().manual_seed(int(self.next_seed))
         self.next_seed += 1
         there = torch.stack(

@@ -103,6 +103,16 @@ class TestTheStepIsProjected:
                 change = (head.model.head.weight.detach() - before) @ earlier.mean(0)
                 assert change.norm() <= alpha**0.5 * torch.linalg.matrix_norm(raw, 2) + 1e-9
 
+    def test_a_protected_bias_is_a_feature_that_is_always_one(self):
+        """What the head says of a remembered mean stays, its bias included, though weight and bias both move."""
+        head, data = Head(alpha=1e-8, bias="protected"), drawn(2)
+        head.step("audio", *data[0])
+        mean = data[0][0].mean(0)
+        before, bias = head.model.head(mean).detach(), head.model.head.bias.detach().clone()
+        head.step("image", *data[1])
+        torch.testing.assert_close(head.model.head(mean).detach(), before, rtol=0, atol=1e-6)
+        assert (head.model.head.bias - bias).abs().max() > 1e-3
+
 
 class TestWhoseMeans:
     def spied(self, net):
@@ -142,6 +152,19 @@ class TestWhoseMeans:
         update(nets[1], optimizer, Batch(two, targets=few.targets[SOME]))
         for (name, value), other in zip(nets[0].state_dict().items(), nets[1].state_dict().values(), strict=True):
             torch.testing.assert_close(value, other, rtol=0, atol=1e-6, msg=lambda says, name=name: f"{name}: {says}")
+
+    def test_others_leaves_a_modality_its_own_directions(self):
+        """Two steps of one modality, then one of the other: only that last one is projected."""
+        heads = {kind: Head(remember=kind) for kind in ("others", None)}
+        for name, (features, gradient) in zip(("audio", "audio", "image"), drawn(3), strict=True):
+            for head in heads.values():
+                head.step(name, features, gradient)
+            same = torch.allclose(heads["others"].model.head.weight, heads[None].model.head.weight, rtol=0, atol=1e-12)
+            assert same is (name == "audio")
+
+    def test_settings_of_classes_arrive(self):
+        memory = make("fusion", {"name": "mla", "remember": "classes", "rank": 3, "decay": 0.25}, NAMES, D, K).memory
+        assert (memory.rank, memory.decay, memory.means.shape) == (3, 0.25, (len(NAMES), K, D))
 
 
 class TestOnAndOff:

@@ -289,6 +289,15 @@ def test_aux_adds_each_modalitys_own_gradient():
             torch.testing.assert_close(seen["merged"][name], p.grad, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("name", ["joint", "mla", "ume", "joint_aux", "mmpareto", "ogm_ge", "pmr", "modality_dropout"])
+def test_a_batch_that_shows_nothing_at_all_moves_no_encoder(name):
+    net = model(["late", name])
+    optimizer = heavy(net)
+    update(net, optimizer, batch())  # so that there are momenta that could drift
+    moved = update(net, optimizer, Batch({}, targets=torch.arange(B) % K, ids=torch.arange(B)))
+    assert not any(parameter.startswith("encoders.") for names in moved.values() for parameter in names)
+
+
 @pytest.mark.parametrize("fusion", ["mla", "ume", ["concat", "joint_aux"], "ogm_ge", "pmr", ["concat", "mmpareto"]])
 def test_schedules_that_go_by_rows_train_in_one_process(fusion):
     step = Step(model(fusion), make("objective", "cross_entropy"))

@@ -92,7 +92,8 @@ class Classifier(Hosted, nn.Module):
 
     def forward(self, batch: Batch) -> ModelOutput:
         """``logits`` has ``fused`` (B, K), and where logits are combined each modality's (B, K); ``embeddings``: their features."""
-        rows = next(len(x.values) for x in batch.inputs.values())
+        nobody = 0 if batch.targets is None else len(batch.targets)  # rows that show nothing leave no inputs
+        rows = next((len(x.values) for x in batch.inputs.values()), nobody)
         features, present = {}, {}
         for name in self.encoders:
             features[name], present[name] = self._features(name, batch.inputs.get(name), rows)  # (B, D), (B,)
