@@ -104,6 +104,34 @@ def test_what_training_cannot_read_is_named_with_its_row(wrong, says):
         LabelledBatches(data, 0, model.processor, keep=0)[np.array([[1, 2]])]
 
 
+@pytest.mark.parametrize(
+    "settings, says",
+    [
+        ({"encoders": {"audio": ENCODERS["audio"]}}, "classifier: encoders has audio: write two modalities or more"),
+        ({"encoders": {}}, "classifier: encoders has no modality: write two modalities or more"),
+        (
+            {"encoders": {"audio": ENCODERS["audio"], "vector": {"name": "features", "dim": 7}}},
+            r"the encoders have unequal widths \(audio 16, vector 7\): write dim, to which each is mapped, or make them equal",
+        ),
+        ({"fusion": "concat", "shared_head": False}, "shared_head: false goes with fusions of logits; 'concat' combines features"),
+    ],
+)
+def test_encoders_that_make_no_classifier(settings, says):
+    with pytest.raises(ZooError, match=says):
+        zoo.build("classifier", **{"encoders": ENCODERS, "classes": 3, "fusion": "late", **settings})
+
+
+def test_encoders_of_unequal_widths_are_mapped_to_one():
+    vectors = {name: {"name": "features", "dim": dim} for name, dim in (("left", 5), ("middle", 8), ("right", 11))}
+    model = zoo.build("classifier", encoders=vectors, classes=3, fusion="late", dim=8)
+    assert {name: tuple(part.weight.shape) for name, part in model.widen.items()} == {"left": (8, 5), "right": (8, 11)}
+    given = {name: np.random.randn(1, vector["dim"]) for name, vector in vectors.items()}
+    out = model(RowCollate(model.processor)([{"id": 0, **given}]))
+    left = model.widen["left"](torch.from_numpy(given["left"][0]).float())
+    torch.testing.assert_close(out.embeddings["left"][0], left, rtol=0, atol=1e-5)  # float32
+    assert {x.shape for x in out.embeddings.values()} == {(1, 8)}
+
+
 def test_an_encoder_that_does_not_pool(own_registry):
     class Bare(torch.nn.Module):
         """Pools nothing."""

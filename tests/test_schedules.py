@@ -190,6 +190,20 @@ class TestPareto:
         name = "encoders.audio.stem.0.weight"
         assert F.cosine_similarity(seen["joint"][name].flatten(), seen["audio"][name].flatten(), dim=0) < 0.999
 
+    def test_each_encoder_is_merged_as_a_whole_and_all_else_is_summed(self):
+        """The two parameters of one encoder disagree together, though the second alone agrees; the other encoder was not shown alone."""
+        audio, image, head = "model.encoders.audio.", "model.encoders.image.x", "model.heads.shared.weight"
+        gradients = {
+            "joint": {audio + "a": torch.tensor([[2.0]]), audio + "b": torch.ones(1), image: torch.ones(2), head: torch.ones(2)},
+            "audio": {audio + "a": torch.tensor([[-3.0]]), audio + "b": torch.ones(1), head: torch.full((2,), -3.0)},
+        }
+        merged = make("fusion", {"name": "mmpareto", "boost": 4.0}, NAMES, D, K).merge(gradients)
+        wanted = pareto(torch.tensor([2.0, 1.0]), torch.tensor([-3.0, 1.0]), 4.0)
+        torch.testing.assert_close(merged[audio + "a"], wanted[:1][None])
+        torch.testing.assert_close(merged[audio + "b"], wanted[1:])
+        assert torch.equal(merged[image], torch.ones(2))
+        assert torch.equal(merged[head], torch.full((2,), -2.0))
+
 
 class TestOgmGe:
     def loss(self, audio, image):
@@ -232,6 +246,15 @@ class TestOgmGe:
         loss, targets = self.loss(0.6, 0.4)
         loss.output.present["image"][:] = False
         assert schedule.coefficients(loss, targets) == {"audio": 1.0}
+
+    def test_rows_that_lack_it_have_no_say(self):
+        schedule = make("fusion", {"name": "ogm_ge", "alpha": 0.8}, NAMES, D, K)
+        loss, targets = self.loss(0.6, 0.4)
+        logits = {name: x.clone() for name, x in loss.output.logits.items()}
+        logits["image"][2] = torch.tensor([1e4, 0.0, 0.0])
+        loss.output.present["image"][2] = False
+        loss = loss._replace(output=loss.output._replace(logits=logits))
+        assert schedule.coefficients(loss, targets) == {"audio": pytest.approx(0.1663, abs=1e-4), "image": 1.0}
 
     def modulated(self, net, loss, targets):
         """The gradients before, drawn, and after."""
@@ -287,6 +310,20 @@ def test_aux_adds_each_modalitys_own_gradient():
     for name, p in net.named_parameters():
         if p.grad is not None:
             torch.testing.assert_close(seen["merged"][name], p.grad, rtol=1e-4, atol=1e-6)
+
+
+def test_a_batch_of_one_modality_keeps_the_rows_together():
+    """Values, mask, whatever else an encoder reads, class and number, each of the rows that have it."""
+    rows = torch.arange(B)
+    x = ModalityInputs(rows[:, None].float(), rows[:, None] % 2 == 0, SOME, {"sizes": 10 * rows})
+    own = only(Batch({"text": x, "image": x}, targets=rows % K, ids=100 + rows), "text")
+    here = SOME.nonzero()[:, 0]
+    (name, found), *others = own.inputs.items()
+    assert (name, others, found.present) == ("text", [], None)
+    assert torch.equal(found.values[:, 0], here.float())
+    assert torch.equal(found.mask[:, 0], here % 2 == 0)
+    assert torch.equal(found.extra["sizes"], 10 * here)
+    assert (own.targets.tolist(), own.ids.tolist()) == ((here % K).tolist(), (100 + here).tolist())
 
 
 @pytest.mark.parametrize("name", ["joint", "mla", "ume", "joint_aux", "mmpareto", "ogm_ge", "pmr", "modality_dropout"])
