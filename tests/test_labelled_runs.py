@@ -13,7 +13,7 @@ from zoo import registry
 from zoo.cli import app
 from zoo.compare import Cell, compare
 from zoo.compare import _metric as metric
-from zoo.errors import ZooError
+from zoo.errors import Failure, ZooError
 from zoo.evaluate.classification import by_modality, every_subset, measure
 from zoo.metric import Key, Metric, missing, subset_name
 from zoo.questions import check_questions, questions
@@ -162,6 +162,11 @@ class TestMeasured:
         assert len(seen.labels) == 17
         assert {k: tuple(x.shape) for k, x in seen.logits.items()} == {"left": (17, 3), "right": (17, 3)}
 
+    def test_logits_that_are_not_finite_are_no_missing_row(self, trained):
+        trained.heads["shared"].bias.data[1] = float("nan")
+        with pytest.raises(Failure, match="row 72: from all, the model gives logits that are NaN or infinite: its weights are at fault"):
+            measure(trained, Shades(), Classify(bootstrap=0), seed=0)
+
     def test_another_number_of_classes(self, trained):
         data = Shades()
         data.classes = ("a", "b")
@@ -181,12 +186,16 @@ class TestRefusals:
             ("baselines={other: {data.turn: 1}}", "baselines.other: its 'data' has other rows"),
             ("baselines={other: {classify.missing: []}}", "baselines.other: it changes 'classify'"),
             ("run.calibrate=none", "run.calibrate: split 'none' has no rows"),
+            ("run.calibrate=test", "run.calibrate: what is fitted is fitted on neither training nor test rows, not on 'test': write val"),
+            ("classify.missing=[{rihgt: 0.5}]", "classify.missing: no modality to lose named 'rihgt'; did you mean 'right'?"),
+            ("classify.missing=[{left: 0.9, right: 0.9}]", "classify.missing: missing modalities: the rates left 0.9, right 0.9 leave"),
+            ("classify.missing=[0.5, 0.25, 0.5]", "classify.missing: missing_50 stands there twice: write each rate once"),
             ("model.classes=4", "model.classes: 4, and the data have 3 classes: write 3"),
             (
                 "model.encoders.up={name: tiny_image, dim: 8, layers: 1, heads: 2, image_size: 8}",
                 "model.encoders: no row shows up (the data show: left, right)",
             ),
-            ("data={name: planted_notes, notes: 100, users: 60, image_size: 16}", "this model learns from rows of known class"),
+            ("data={name: planted_notes, notes: 300, users: 60, image_size: 16}", "this model learns from rows of known class"),
         ],
     )
     def test_before_training(self, override, says, tmp_path):
@@ -236,6 +245,21 @@ class TestSeeded:
     def test_only_the_data(self):
         with pytest.raises(ZooError, match=r"seeded: 'optimizer\.lr' is no setting of the data"):
             load_recipe({**TINY, "seeded": ["optimizer.lr"]})
+
+    @pytest.mark.parametrize("override", ["data.turn=2", "data={name: shades, turn: 2}"])
+    def test_another_value_is_refused(self, override):
+        says = f"override '{override}': data.turn: it follows the seed, which is 0: write seed=2, or seeded=[]"
+        with pytest.raises(ZooError, match=re.escape(says)):
+            load_recipe({**TINY, "seeded": ["data.turn"]}, override)
+        assert load_recipe({**TINY, "seeded": ["data.turn"]}, override, "seed=2").data["turn"] == 2
+        assert load_recipe({**TINY, "seeded": ["data.turn"]}, override, "seeded=[]").data["turn"] == 2
+
+    def test_nor_of_an_arm_or_a_grid(self, tmp_path):
+        recipe = {**TINY, "seeded": ["data.turn"], "out": "runs/tiny"}
+        with pytest.raises(ZooError, match=r"baselines\.other\.data\.turn: it follows the seed, which is 0"):
+            load_recipe(recipe, baselines={"other": {"data.turn": 1}})
+        with pytest.raises(ZooError, match=r"data\.turn: it follows the seed, which is 0: write seed=1"):
+            compare([recipe], grid={"data.turn": [0, 1]}, seeds=2, out=tmp_path)
 
     def test_every_seed_of_a_study_has_its_rows(self, tmp_path):
         study = compare([{**TINY, "seeded": ["data.turn"], "out": "runs/tiny"}], "run.steps=1", seeds=2, out=tmp_path, arms=[])

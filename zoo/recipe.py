@@ -41,7 +41,7 @@ class Recipe:
         adapters: LoRA or DoRA in the modules that they name, whose own weights are frozen then; the run leaves the merged model.
         floor: ``{"recall@10": 0.2}`` under the protocol of ``evaluate.main``, or ``{"accuracy": 0.8}``: below this the run has failed.
         seed: Of the weights, of the order of the data, and of all that is drawn.
-        seeded: Keys of ``data`` that are always the seed, whatever is written for them: ``("data.rotation",)``.
+        seeded: Keys of ``data`` that are always the seed, whatever a file says of them: ``("data.rotation",)``; an override is refused.
         out: The run folder.
     """
 
@@ -164,6 +164,8 @@ def _seed(source: Source) -> None:
     for key in keys if isinstance(keys, list | tuple) else ():
         if not isinstance(key, str) or not key.startswith("data."):
             source.faults.append(Fault(("seeded",), f"{key!r} is no setting of the data: write a key such as data.seed"))
+        elif (said := source.overridden(key)) is not None and said[1] != seed:
+            source.faults.append(Fault(tuple(key.split(".")), f"it follows the seed, which is {seed}: write seed={said[1]}, or seeded=[]"))
         else:
             source.override(key, seed, f"seed={seed}")
 
@@ -221,6 +223,7 @@ def _check_arms(values: dict[str, Any], known: list[Fault]) -> list[Fault]:
         if name in ("", "..") or Path(name).name != name:
             faults.append(Fault(("baselines", name), f"{name!r} names a folder of the run: write a word, without a slash"))
         source = _arm(values, name, overrides)
+        _seed(source)
         found = source.faults + [f for f in _check(source.values)[1] if f not in known]
         for fault in found:
             dotted = ".".join(map(str, fault.path))

@@ -126,6 +126,16 @@ class Source:
                 del places[path]
         self._override[keys] = says
 
+    def overridden(self, dotted: str) -> tuple[str, Any] | None:
+        """How the override is called that gave the value at ``dotted``, and that value; None if there is no such value or override."""
+        keys, value = dotted.split("."), self.values
+        for key in keys:
+            if not isinstance(value, dict) or key not in value:
+                return None
+            value = value[key]
+        says = next((self._override[place] for n in range(len(keys), 0, -1) if (place := tuple(keys[:n])) in self._override), None)
+        return None if says is None else (says, value)
+
     def report(self, faults: list[Fault]) -> str:
         """One line a fault: file, line, keys, what is wrong."""
         lines = [text for _, text in sorted((self._said(f) for f in dict.fromkeys(faults)), key=lambda x: x[0])]

@@ -150,6 +150,10 @@ def _check_calibrates(recipe: Recipe, model: Any, data: Data) -> None:
         return
     if not isinstance(data, LabelledData) or not isinstance(model.combine, Calibrating):
         raise ZooError("run.calibrate: this model combines no logits of modalities, so there is nothing to calibrate: write null")
+    if recipe.run.calibrate in ("train", "test"):
+        raise ZooError(
+            f"run.calibrate: what is fitted is fitted on neither training nor test rows, not on {recipe.run.calibrate!r}: write val"
+        )
     if not len(data.split(recipe.run.calibrate)):
         raise ZooError(f"run.calibrate: split {recipe.run.calibrate!r} has no rows: name another one, or write null")
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from zoo.collate import processed, stack
-from zoo.errors import ZooError
+from zoo.errors import Failure, ZooError
 from zoo.evaluate._bootstrap import interval
 from zoo.evaluate._subsets import Shown, shapley, subsets
 from zoo.metric import CLASSES, Metric, missing
@@ -56,10 +56,11 @@ def check(data: LabelledData, settings: Classify) -> None:
     """Whether the data can answer what will be measured, and every class can be learned.
 
     Raises:
-        ZooError: If a split is not there or empty, a class has no training row, or a row to train on shows nothing.
+        ZooError: If a split is not there or empty, there is one modality, a class has no training row, or a rate of missing cells
+            cannot be, or stands there twice.
     """
-    train, asked = data.split("train"), data.split(settings.split)
-    if not len(asked):
+    train = data.split("train")
+    if not len(data.split(settings.split)):
         raise ZooError(f"split {settings.split!r} has no rows: there is nothing to classify; name another one")
     if len(data.modalities) < 2:
         raise ZooError(f"the data have one modality, {', '.join(data.modalities)}: balance between modalities needs two or more")
@@ -67,6 +68,14 @@ def check(data: LabelledData, settings: Classify) -> None:
     if (counts == 0).any():
         lost = ", ".join(data.classes[k] for k in np.flatnonzero(counts == 0))
         raise ZooError(f"classes without a training row: {lost}; leave them out of the data, or split it otherwise")
+    for rate in settings.missing:
+        try:
+            draw_presence(rate, 1, data.modalities, 0)
+        except ZooError as e:
+            raise ZooError(f"classify.missing: {e}") from e
+    names = asked(settings)
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise ZooError(f"classify.missing: {', '.join(sorted(twice))} stands there twice: write each rate once")
 
 
 def asked(settings: Classify) -> list[str]:
@@ -149,6 +158,7 @@ def every_subset(model: Any, data: LabelledData, rows: np.ndarray, *, batch_size
         batch_size: Rows at a time.
 
     Raises:
+        Failure: If logits are not finite.
         ZooError: If the model gives no logits of these classes.
     """
     wanted = [shown for shown in subsets(data.modalities) if shown]
@@ -160,8 +170,11 @@ def every_subset(model: Any, data: LabelledData, rows: np.ndarray, *, batch_size
             cut = [{name: x for name, x in sample.items() if name in shown} for sample in samples]
             here = [i for i, sample in enumerate(cut) if sample]
             if here:
-                said = _fused(model(to_device(Batch(stack([cut[i] for i in here])), device)), data)
-                logits[shown][[start + i for i in here]] = said.float().cpu().numpy()
+                said = _fused(model(to_device(Batch(stack([cut[i] for i in here])), device)), data).float().cpu().numpy()
+                if len(wrong := np.flatnonzero(~np.isfinite(said).all(1))):
+                    row, some = rows[start + here[wrong[0]]], named(shown, data)
+                    raise Failure(f"row {row}: from {some}, the model gives logits that are NaN or infinite: its weights are at fault")
+                logits[shown][[start + i for i in here]] = said
     return {shown: Predicted(data.labels[rows], found) for shown, found in logits.items()}
 
 
