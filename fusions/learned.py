@@ -21,8 +21,8 @@ class Learned(nn.Module):
     """sum_m w_m l_m / sum_m w_m over the modalities that a row has, w_m > 0; until `calibrate` has fitted them, the weights are equal.
 
     Entropy or energy tell that this row is hard for a modality; they cannot tell that a modality is the weaker one in general. This
-    is that alone. The weights are fitted after the temperatures, on the rows that have two modalities or more, by the cross-entropy of
-    the fused logits.
+    is that alone. The weights are fitted after the temperatures, by the cross-entropy of the fused logits, in which rows of one modality
+    have no say.
 
     Args:
         names: The modalities.
@@ -50,11 +50,8 @@ class Learned(nn.Module):
     def calibrate(self, logits: Mapping[str, Tensor], present: Mapping[str, Tensor], targets: Tensor) -> dict[str, float]:
         """As `zoo.joints.Calibrating`; then the weights, which stay equal where no row has two modalities."""
         found = self.temperatures.fit(logits, present, targets)
-        several = torch.stack([present[name] for name in self.temperatures.names]).sum(0) > 1  # (N,)
-        if bool(several.any()):
-            warm = {name: x[several].cpu().double() for name, x in self.temperatures(logits, present).items()}
-            there = {name: present[name][several].cpu() for name in warm}
-            self.scores.copy_(fit_scores(warm, there, targets[several].cpu()))
+        warm = {name: x.cpu().double() for name, x in self.temperatures(logits, present).items()}
+        self.scores.copy_(fit_scores(warm, {name: present[name].cpu() for name in warm}, targets.cpu()))
         return found
 
 
@@ -78,8 +75,7 @@ def fit_scores(logits: Mapping[str, Tensor], present: Mapping[str, Tensor], targ
         found.backward()
         return found
 
-    with torch.enable_grad():
-        search.step(loss)
+    search.step(loss)  # with gradients, wherever it is called
     return bounded().detach()
 
 

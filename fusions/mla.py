@@ -6,6 +6,8 @@ Where paper and released code of MLA differ, and what stands here:
   paper's has a scalar. Here it is the paper's, with the scalar, without the code's rescaling of P.
 - The code tells P of the current modality before it filters that modality's own gradient. Here P knows only what came before, as in
   the paper.
+- P is told of means of batches, as in the code, where the paper takes a mean over all of a modality's data. The code's alpha falls from 0.1
+  to 0.01 within each epoch; here it is constant, so that P has a closed form.
 - The code filters the gradient; momentum and weight decay then pass by the filter. Here the update is projected, after the optimizer
   made it.
 - The code forwards all encoders, then steps M times. Here a phase sees one modality: the others have no gradient and do not move, and rows
@@ -52,7 +54,7 @@ class Mla(nn.Module):
         classes: K.
         remember: ``previous``: the means of all batches before, as in the paper; ``others``: those of the other modalities alone;
             ``classes``: the means of the other modalities' classes, within ``rank``; None: nothing, the head's steps are free.
-        alpha: Of the projection of means: smaller projects harder. The released code goes from 0.1 to 0.01 within each epoch.
+        alpha: Of the projection of means: smaller projects harder.
         rank: Of ``classes``.
         decay: Of the running means of ``classes``.
         bias: ``free``, or ``protected`` together with the weight.

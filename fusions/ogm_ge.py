@@ -30,7 +30,7 @@ class OgmGe(nn.Module):
 
     The paper has two modalities, and modulates convolutions alone. Here rho is a modality's mean probability of the right class over the
     mean of the others', for any number of them, and all parameters of an encoder are modulated, so that transformers are too. As in the
-    paper, noise falls on every encoder, slowed or not.
+    paper, noise falls on every encoder, slowed or not. Its logits are the sum of the modalities'; those of `late` are their mean.
 
     Args:
         names: The modalities.

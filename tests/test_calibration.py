@@ -129,6 +129,24 @@ class TestLearned:
         module, *_ = self.fitted({"audio": 0.3, "image": 2.0}, {"audio": half, "image": ~half}, rows=100)
         assert torch.equal(module.scores, torch.zeros(2))
 
+    def test_they_weigh_what_the_temperatures_left(self):
+        """A modality that says the same ten times as loud ends with the same weight."""
+        draw = torch.Generator().manual_seed(0)
+        truth = torch.randint(K, (1000,), generator=draw)
+        given = {n: F.one_hot(truth, K) + torch.randn(1000, K, generator=draw) for n in ("audio", "image")}
+        scores = []
+        for loud in (1, 10):
+            module = make("fusion", "learned", ["audio", "image"], K)
+            module.calibrate({"audio": loud * given["audio"], "image": given["image"]}, everyone(1000, list(given)), truth)
+            scores.append(module.scores)
+        torch.testing.assert_close(*scores, rtol=0, atol=1e-3)
+
+    def test_one_that_only_harms_ends_the_search_too(self):
+        logits, targets = honest(300)
+        scores = fit_scores({"audio": logits.double(), "image": -logits.double()}, everyone(300, ["audio", "image"]), targets)
+        assert scores.abs().max() <= 10
+        assert scores.softmax(0)[0] > 0.95
+
     def test_a_perfect_one_ends_the_search(self):
         truth = torch.arange(60) % K
         given = {"audio": 50.0 * F.one_hot(truth, K), "image": torch.zeros(60, K)}

@@ -123,7 +123,7 @@ class Classifier(Hosted, nn.Module):
         return pooled.new_zeros(rows, self.dim).index_put((there,), pooled), there
 
     def checkpoint_gradients(self) -> None:
-        """Recompute the encoders' activations in the backward pass instead of keeping them."""
+        """Recompute the encoders' activations in the backward pass instead of keeping them; batch norms then count a batch twice."""
         self._recomputes = True
 
     def classify(self, rows: Rows, batch_size: int = 32, show_progress: bool | None = None) -> np.ndarray:
