@@ -41,9 +41,9 @@ def of(folder: str, *names: str) -> tuple[str, ...]:
 
 
 PLANS = {
+    "rate": Plan(of(PAIR, "concat", "ume", "mla_free_equal"), VAL, grid={"optimizer.lr": [0.01, 0.03, 0.1]}),
     "noise": Plan(of(PAIR, "ume"), VAL, grid={"data.image_noise": [0.0, 0.25, 0.5, 0.75, 1.0]}),
-    "rate": Plan(of(PAIR, "concat", "mla_free_equal"), VAL, grid={"optimizer.lr": [0.003, 0.01, 0.03]}),
-    "main": Plan(of(PAIR, *MLA, "mla_calibrated", *PEERS), against="concat", seeds=5),
+    "main": Plan(of(PAIR, *MLA, "mla_calibrated", "mla_twice", *PEERS), against="concat", seeds=5),
     "clean": Plan(of(PAIR, "mla", "mla_free_equal", "concat", "joint_aux", "ume"), ("data.image_noise=0",), against="concat"),
     "three": Plan(of(THREE, *MLA, "concat", "sum", "late", "joint_aux", "ume", "ogm_ge", "qmf"), against="concat"),
     "unpaired": Plan(
@@ -52,7 +52,7 @@ PLANS = {
     ),
     **{
         f"three_without_{name}": Plan(
-            of(THREE, "mla", "mla_free_equal", "concat", "joint_aux", "ume"), (f"data.missing_train={{{name}: 0.5}}",), against="concat"
+            of(THREE, "mla", "concat", "ume"), (f"data.missing_train={{{name}: 0.5}}",), against="concat"
         )
         for name in ("audio", "image", "audio2")
     },
