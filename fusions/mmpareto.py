@@ -44,7 +44,8 @@ class MMPareto(nn.Module):
     """Joint loss and each modality's own loss in backward passes of their own; an encoder's two gradients become one by `pareto`.
 
     Only so can they disagree: gradients read after all backward passes are sums, of which all point the same way. Parameters that no
-    encoder holds get the plain sum.
+    encoder holds get the plain sum. A modality's own loss is that of rows that lack the others, as in `joint_aux`; the paper gives each
+    a head of its own.
 
     Args:
         names: The modalities.

@@ -104,6 +104,11 @@ def test_what_training_cannot_read_is_named_with_its_row(wrong, says):
         LabelledBatches(data, 0, model.processor, keep=0)[np.array([[1, 2]])]
 
 
+def test_a_row_that_shows_nothing_is_named():
+    with pytest.raises(ZooError, match="this model sees nothing of row 1: give it at least one of audio, image, video, text, vector"):
+        classifier().classify([row(0, "text"), {"id": 1, "title": "not looked at"}])
+
+
 @pytest.mark.parametrize(
     "settings, says",
     [
