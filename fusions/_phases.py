@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from torch import Tensor
 
+from zoo.joints import Phase
 from zoo.types import Batch, ModalityInputs
 
 
@@ -20,6 +21,13 @@ def only(batch: Batch, name: str) -> Batch | None:
     chosen = ModalityInputs(x.values[here], None if x.mask is None else x.mask[here], None, {k: v[here] for k, v in x.extra.items()})
     targets = None if batch.targets is None else batch.targets[here]
     return Batch({name: chosen}, targets, None if batch.ids is None else batch.ids[here])
+
+
+def alone(batch: Batch, names: Iterable[str]) -> Iterator[Phase]:
+    """A phase for each modality that any row has, of those rows with nothing else of them."""
+    for name in names:
+        if (own := only(batch, name)) is not None:
+            yield Phase(name, own, (name,))
 
 
 def summed(gradients: Iterable[Mapping[str, Tensor]]) -> dict[str, Tensor]:

@@ -8,7 +8,7 @@ from typing import Annotated
 from pydantic import Field
 from torch import Tensor, nn
 
-from zoo.fusions._phases import only, summed
+from zoo.fusions._phases import alone, summed
 from zoo.joints import Phase
 from zoo.registry import register
 from zoo.types import Batch
@@ -39,9 +39,7 @@ class JointAux(nn.Module):
     def phases(self, batch: Batch) -> Iterator[Phase]:
         """The batch as it is, then each modality's rows with nothing else of them."""
         yield Phase(JOINT, batch)
-        for name in self.names:
-            if (own := only(batch, name)) is not None:
-                yield Phase(name, own, (name,))
+        yield from alone(batch, self.names)
 
     def merge(self, gradients: Mapping[str, Mapping[str, Tensor]]) -> Mapping[str, Tensor]:
         """The weighted sum over the phases."""

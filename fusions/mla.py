@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from zoo.config import Fraction, Positive
 from zoo.errors import ZooError
-from zoo.fusions._phases import only
+from zoo.fusions._phases import alone
 from zoo.joints import Phase
 from zoo.projection import OtherClasses, OtherMeans, PreviousMeans
 from zoo.registry import register
@@ -90,9 +90,7 @@ class Mla(nn.Module):
 
     def phases(self, batch: Batch) -> Iterator[Phase]:
         """The rows that have it, for each modality that any row has."""
-        for name in self.order:
-            if (own := only(batch, name)) is not None:
-                yield Phase(name, own, (name,))
+        return alone(batch, self.order)
 
     def watched(self, model: Any) -> Mapping[str, Tensor]:
         """The head, where its step is to be projected."""

@@ -9,7 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from zoo.fusions._phases import only, summed
+from zoo.fusions._phases import alone, summed
 from zoo.joints import Phase
 from zoo.registry import register
 from zoo.types import Batch
@@ -63,9 +63,7 @@ class MMPareto(nn.Module):
     def phases(self, batch: Batch) -> Iterator[Phase]:
         """The batch as it is, then each modality's rows with nothing else of them."""
         yield Phase(JOINT, batch)
-        for name in self.names:
-            if (own := only(batch, name)) is not None:
-                yield Phase(name, own, (name,))
+        yield from alone(batch, self.names)
 
     def merge(self, gradients: Mapping[str, Mapping[str, Tensor]]) -> Mapping[str, Tensor]:
         """Encoder by encoder."""

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from torch import Tensor, nn
 
-from zoo.fusions._phases import only, summed
+from zoo.fusions._phases import alone, summed
 from zoo.joints import Phase
 from zoo.registry import register
 from zoo.types import Batch
@@ -36,9 +36,7 @@ class Ume(nn.Module):
 
     def phases(self, batch: Batch) -> Iterator[Phase]:
         """The rows that have it, for each modality that any row has."""
-        for name in self.names:
-            if (own := only(batch, name)) is not None:
-                yield Phase(name, own, (name,))
+        return alone(batch, self.names)
 
     def merge(self, gradients: Mapping[str, Mapping[str, Tensor]]) -> Mapping[str, Tensor]:
         """The sum over the phases."""
