@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -435,6 +436,7 @@ class TestCommand:
         code, out, _ = call("compare", "tiny.yaml", "--seeds", 2, "--arms", "base, bm25", "--out", copy, "--against", "tiny, base")
         assert code == 0
         assert "Difference: from tiny, base, paired over queries" in out
+        assert re.search(r"\| tiny +\|.* [0-2] of 2 +\|", out)
         assert out.rstrip("\n") == (copy / "compare.md").read_text().rstrip("\n")
 
     def test_a_failed_trial_is_exit_code_one(self, call, copy, monkeypatch):

@@ -40,12 +40,12 @@ class Shades:
 
     modalities, classes, broken, statistics = ("left", "right"), ("dark", "grey", "light"), [], {"rows": 90}
 
-    def __init__(self, turn=0, bare=(), lost=None, counts=(60, 12, 18)):
+    def __init__(self, turn=0, bare=(), lost=None, counts=(60, 12, 18), shift=0):
         draw = np.random.default_rng(turn)
         self.labels = np.arange(sum(counts)) % 3
         self.row_ids = [f"row {turn} {i}" for i in range(len(self.labels))]
-        self.fingerprint = f"shades {turn} {bare} {lost} {counts}"
-        self.places = np.split(np.arange(len(self.labels)), np.cumsum(counts)[:-1])
+        self.fingerprint = f"shades {turn} {bare} {lost} {counts} {shift}"
+        self.places = np.split(np.roll(np.arange(len(self.labels)), -shift), np.cumsum(counts)[:-1])
         if lost is not None:
             self.places[0] = self.places[0][self.labels[self.places[0]] != lost]
         self.rows = []
@@ -67,9 +67,9 @@ def _shades():
         patch.setattr(registry._known, "entries", dict(registry._known.entries))
 
         @register("data", "shades")
-        def shades(root, *, turn: int = 0, lost: int | None = None) -> LabelledData:
+        def shades(root, *, turn: int = 0, lost: int | None = None, shift: int = 0) -> LabelledData:
             """Of this test."""
-            return Shades(turn, lost=lost)
+            return Shades(turn, lost=lost, shift=shift)
 
         yield
 
@@ -117,6 +117,17 @@ class TestRun:
         assert json.loads(said.stdout) == outcome.metrics["arms"]["tiny"]["records"]
         table = CliRunner().invoke(app, ["eval", str(outcome.folder), "floor={}"]).stdout
         assert table.split("\n")[0].split() == ["subset", "input", "accuracy", "interval", "rows"]
+
+    def test_rows_that_were_trained_on_are_not_evaluated(self, outcome):
+        # Shades of another shift have the same rows, of which others train.
+        says = "under these settings, 12 of the 18 rows of split 'test' are among those that .* was trained on: leave out what deals"
+        with pytest.raises(ZooError, match=says):
+            zoo.evaluate(outcome.folder, data__shift=12)
+        said = CliRunner().invoke(app, ["eval", str(outcome.folder), "data.shift=12", "floor={}"])
+        assert re.search(says, str(said.exception))
+        assert zoo.evaluate(outcome.folder, data__shift=0)
+        assert zoo.evaluate(outcome.folder, data__turn=1)
+        assert zoo.evaluate(outcome.folder, data__shift=12, classify__split="train")
 
     def test_the_card(self, trained, outcome, tmp_path):
         page = str(trained.generate_model_card(outcome.folder))
@@ -267,6 +278,7 @@ class TestSeeded:
         assert [r.data["turn"] for r in recipes] == [0, 1]
         (cell,) = study.numbers["cells"]
         assert set(cell["more"]["macro_f1"]["left"]) == {"mean", "std"}
+        assert "paired over rows" in study.table
         for says in ("# Accuracy, split test", "## macro f1", "## shapley", "right 50 % missing"):
             assert says in study.table
 
@@ -289,6 +301,13 @@ class TestDifference:
         found = metric(WHOLE, mine, other)["difference"]
         assert found["mean"] == pytest.approx(1 / 5)
         assert found["by_seed"] == pytest.approx({0: 1 / 3, 1: 0})
+
+    def test_a_row_that_two_seeds_ask_is_drawn_with_both_answers(self):
+        draw = np.random.default_rng(0)
+        mine, other = hits(draw.integers(2, size=50)), hits(draw.integers(2, size=50))
+        once = metric(WHOLE, cell("a", {0: (mine, "x")}), cell("b", {0: (other, "x")}))["difference"]
+        twice = metric(WHOLE, cell("a", {0: (mine, "x"), 1: (mine, "y")}), cell("b", {0: (other, "x"), 1: (other, "y")}))["difference"]
+        assert [twice[part] for part in ("mean", "low", "high")] == pytest.approx([once[part] for part in ("mean", "low", "high")])
 
     def test_none_where_a_seed_asks_two_things(self):
         mine, other = cell("a", {0: (hits([1, 1]), "x"), 1: (hits([1]), "y")}), cell("b", {0: (hits([0, 1]), "x"), 1: (hits([0]), "z")})

@@ -63,10 +63,11 @@ def compare(
 
     The difference of a cell from the reference is a paired bootstrap over queries, or rows to classify: the recall of each query is
     averaged over the seeds that both cells have finished, and queries are drawn with replacement, each with all its seeds; where every
-    seed asks other ones, held-out speakers in rotation, they are drawn from those of all seeds. So the 95 % interval says how far the
+    seed asks other ones, held-out speakers in rotation, they are drawn from those of all seeds, a row that several seeds ask being one
+    that is drawn with all of its answers. So the 95 % interval says how far the
     difference would move with other queries, the trained models being these; how far it moves with the seed is what the standard
-    deviations say, and the difference of each seed, which stands in ``compare.json``. A classic baseline knows no
-    seed: it is compared with the mean of all of the other's.
+    deviations say, and the column ``seeds``: in how many of them the cell is above the reference. The difference of each seed stands
+    in ``compare.json``. A classic baseline knows no seed: it is compared with the mean of all of the other's.
 
     A setting that is picked from this table is picked on the split that it shows. Pick on ``evaluate.split=val``, and show the test
     split for what was picked.
@@ -225,13 +226,16 @@ def _difference(key: Key, cell: Cell, reference: Cell) -> dict[str, Any] | None:
     everywhere = len({digest for some in asked for digest in some.values()}) == 1
     if not everywhere and asked[0] != asked[1]:
         return None
-    hits = {
-        own.name: np.mean([m.hits for m in found.values()], axis=0) if everywhere else np.concatenate([found[seed].hits for seed in seeds])
-        for own, found in ((cell, mine), (reference, other))
-    }
+    hits = {own.name: _by_query(list(found.values())) for own, found in ((cell, mine), (reference, other))}
     found = paired(cell.name, [reference.name], hits)[0]
     by_seed = {seed: mine[seed].recall - other[seed].recall for seed in seeds if seed in mine and seed in other}
     return {"mean": found.mean, "low": found.low, "high": found.high, "outcome": found.outcome, "seeds": seeds, "by_seed": by_seed}
+
+
+def _by_query(found: Sequence[Metric]) -> np.ndarray:
+    """(Q,) what the seeds answered to each query that any of them asks, so scaled that the mean is that of all answers."""
+    queries, of = np.unique(np.concatenate([m.queries for m in found]), return_inverse=True)
+    return np.bincount(of, weights=np.concatenate([m.hits for m in found])) * (len(queries) / len(of))
 
 
 def markdown(numbers: Mapping[str, Any]) -> str:
@@ -240,11 +244,15 @@ def markdown(numbers: Mapping[str, Any]) -> str:
     measure = measure_name(headline.protocol, headline.k)
     of = "" if headline.protocol == CLASSES else f", {headline.protocol}"
     title = f"{measure.capitalize()}{of}, split {numbers['split']}; mean ± standard deviation over n seeds"
-    difference = f"Difference: from {numbers['reference']}, paired over queries, with its 95 % interval."
+    asked = "rows" if headline.protocol == CLASSES else "queries"
+    difference = (
+        f"Difference: from {numbers['reference']}, paired over {asked}, with its 95 % interval: how far other {asked} would move it, the"
+        f" trained models being these. Seeds: in how many of them the cell is above {numbers['reference']}."
+    )
     if not next(cell for cell in numbers["cells"] if cell["cell"] == numbers["reference"])["metrics"]:
         difference = f"{numbers['reference']} has no result, so there are no differences: name another cell with --against."
     lines = [f"# {title}", "", difference, ""]
-    heads = ["cell", "n", measure, "difference", "outcome", "parameters", "seconds", "remarks"]
+    heads = ["cell", "n", measure, "difference", "outcome", "seeds", "parameters", "seconds", "remarks"]
     mixed = len({commit for cell in numbers["cells"] for commit in _commits(cell)}) > 1
     lines += _table(heads, [_headline(cell, headline, numbers["budget_seconds"], mixed) for cell in numbers["cells"]])
     if numbers["grid"] and numbers["split"] == "test":
@@ -288,6 +296,7 @@ def _headline(cell: Mapping[str, Any], key: Key, budget: float | None, mixed: bo
     """A row of the first table; where the software of the cells is ``mixed``, each says which made it."""
     found, seconds = _find(cell, key), list(cell["seconds"].values())
     difference = found["difference"] if found else None
+    by_seed = difference["by_seed"] if difference else {}
     remarks = [f"seed {seed} failed" for seed in cell["failed"]]
     if budget is not None and max(seconds, default=0.0) > budget:
         remarks.append(f"over the budget of {budget:g} s: {max(seconds):.1f} s")
@@ -299,6 +308,7 @@ def _headline(cell: Mapping[str, Any], key: Key, budget: float | None, mixed: bo
         _spread(found),
         _signed(difference),
         difference["outcome"] if difference else "",
+        f"{sum(d > 0 for d in by_seed.values())} of {len(by_seed)}" if by_seed else "",
         f"{cell['parameters']:,}" if cell["parameters"] else "",
         f"{np.mean(seconds):.0f}" if cell["parameters"] else "",
         "; ".join(remarks),

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from zoo.adapters import count
+from zoo.config import split_spec
 from zoo.errors import ZooError, unknown
 from zoo.evaluate.gradients import gradient_shares
 from zoo.evaluate.verdict import compare, verdict
@@ -75,7 +76,38 @@ def evaluate(
     settings = evaluation(recipe if recipe is not None else Path(run) / "recipe.yaml", **keywords)  # type: ignore[arg-type]
     data = load_data(settings, data_root) if loaded is None else loaded
     check_questions(settings, data)
+    if not isinstance(run, nn.Module):
+        check_unseen(run, settings, data, data_root)
     return ask(model, data, settings).metrics
+
+
+def check_unseen(folder: str | Path, settings: Recipe, data: Data, data_root: str | Path | None) -> None:
+    """Whether the rows to classify are none that a run was trained on, its splits having been dealt anew: another rotation of speakers.
+
+    Args:
+        folder: The run.
+        settings: To evaluate by.
+        data: What they name.
+        data_root: The folder that holds the folders of data sets.
+
+    Raises:
+        ZooError: If any of them was. Not where the split to be measured is called ``train``.
+    """
+    split, written = settings.classify.split, Path(folder) / "recipe.yaml"
+    if not isinstance(data, LabelledData) or split == "train" or not written.is_file():
+        return
+    own = load_recipe(written)
+    if own.data == settings.data or split_spec(own.data)[0] != split_spec(settings.data)[0]:
+        return
+    before = load_data(own, data_root)
+    assert isinstance(before, LabelledData), "one set is of one kind"
+    learned = {before.row_ids[int(i)] for i in before.split("train")}
+    asked = data.split(split)
+    if seen := sum(data.row_ids[int(i)] in learned for i in asked):
+        raise ZooError(
+            f"data: under these settings, {seen} of the {len(asked)} rows of split {split!r} are among those that {folder} was trained on:"
+            " leave out what deals the splits anew (seed, data.seed, data.rotation, data.splits)"
+        )
 
 
 def evaluation(recipe: Any, *overrides: str, **keywords: Any) -> Recipe:

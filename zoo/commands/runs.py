@@ -58,12 +58,13 @@ def eval_(
     """
     from zoo.hub import load
     from zoo.questions import main_key
-    from zoo.run import evaluate, evaluation, load_data, missed_floors
+    from zoo.run import check_unseen, evaluate, evaluation, load_data, missed_floors
 
     model = load(folder)
     settings = evaluation(folder / "recipe.yaml", *(overrides or []))
     with where_the_data_is(f"zoo eval {folder}", data):
         found = load_data(settings, root_of(data))
+    check_unseen(folder, settings, found, root_of(data))
     metrics = evaluate(model, recipe=settings, loaded=found)
     records = [m.record() for m in metrics]
     typer.echo(json.dumps(records, indent=1, default=str) if as_json else table(records))
