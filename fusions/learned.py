@@ -12,7 +12,6 @@ from zoo.calibration import Temperatures
 from zoo.fusions._weights import mixed, spread, weights_of
 from zoo.registry import register
 
-_WIDEST = 10.0  # of the scores, in nats: a weight of e^-20 is as good as none, and the search ends
 _ROUNDS = 200
 
 
@@ -56,27 +55,24 @@ class Learned(nn.Module):
 
 
 def fit_scores(logits: Mapping[str, Tensor], present: Mapping[str, Tensor], targets: Tensor) -> Tensor:
-    """The scores (M,) whose weights give the fused logits the least cross-entropy, within -10 and 10.
+    """The scores (M,) whose weights give the fused logits the least cross-entropy; finite, as a weight near 0 has no slope left to follow.
 
     Args:
         logits: {name: (N, K)} float64.
         present: {name: (N,) bool}.
         targets: (N,) int64 classes.
     """
-    free = torch.zeros(len(logits), dtype=torch.float64, requires_grad=True)
-    search = torch.optim.LBFGS([free], max_iter=_ROUNDS, tolerance_change=1e-12, line_search_fn="strong_wolfe")
-
-    def bounded() -> Tensor:
-        return _WIDEST * (free / _WIDEST).tanh()
+    scores = torch.zeros(len(logits), dtype=torch.float64, requires_grad=True)
+    search = torch.optim.LBFGS([scores], max_iter=_ROUNDS, tolerance_change=1e-12, line_search_fn="strong_wolfe")
 
     def loss() -> Tensor:
         search.zero_grad()
-        found = F.cross_entropy(mixed(_weights(bounded(), logits, present), logits), targets)
+        found = F.cross_entropy(mixed(_weights(scores, logits, present), logits), targets)
         found.backward()
         return found
 
     search.step(loss)  # with gradients, wherever it is called
-    return bounded().detach()
+    return scores.detach()
 
 
 def _weights(scores: Tensor, logits: Mapping[str, Tensor], present: Mapping[str, Tensor]) -> dict[str, Tensor]:
