@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from torch import Tensor
 
 from zoo.joints import Phase
-from zoo.types import Batch, ModalityInputs
+from zoo.types import Batch
 
 
 def only(batch: Batch, name: str) -> Batch | None:
@@ -18,9 +18,8 @@ def only(batch: Batch, name: str) -> Batch | None:
     if x.present is None:
         return batch._replace(inputs={name: x})
     here = x.present.nonzero()[:, 0]
-    chosen = ModalityInputs(x.values[here], None if x.mask is None else x.mask[here], None, {k: v[here] for k, v in x.extra.items()})
-    targets = None if batch.targets is None else batch.targets[here]
-    return Batch({name: chosen}, targets, None if batch.ids is None else batch.ids[here])
+    targets, ids = (None if known is None else known[here] for known in (batch.targets, batch.ids))
+    return Batch({name: x.rows(here)._replace(present=None)}, targets, ids)
 
 
 def alone(batch: Batch, names: Iterable[str]) -> Iterator[Phase]:

@@ -11,7 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from zoo.checkpoint import random_state, set_random_state
 from zoo.errors import ZooError
-from zoo.types import Batch, Loss, ModalityInputs, ModelOutput
+from zoo.types import Batch, Loss, ModelOutput
 
 
 def backward(model: Any, objective: Any, batch: Batch, rows: int, apply: Callable[[Loss], object]) -> Loss:
@@ -77,7 +77,7 @@ def split(batch: Batch, rows: int) -> Iterator[Batch]:
     size = _rows(batch)
     for start in range(0, size, rows):
         part = slice(start, min(start + rows, size))
-        yield Batch({name: _part(value, part) for name, value in batch.inputs.items()})
+        yield Batch({name: value.rows(part) for name, value in batch.inputs.items()})
 
 
 def joined(outputs: list[ModelOutput]) -> ModelOutput:
@@ -117,11 +117,6 @@ class _Once:
 
 def _rows(batch: Batch) -> int:
     return len(next(iter(batch.inputs.values())).values)
-
-
-def _part(x: ModalityInputs, rows: slice) -> ModalityInputs:
-    mask, present = (None if value is None else value[rows] for value in (x.mask, x.present))
-    return ModalityInputs(x.values[rows], mask, present, {name: value[rows] for name, value in x.extra.items()})
 
 
 def _size(output: ModelOutput) -> int:

@@ -34,6 +34,11 @@ class ModalityInputs(NamedTuple):
     present: Tensor | None = None  # (B,) bool; None: every row has this modality
     extra: Mapping[str, Tensor] = {}  # what this kind of input needs besides, such as the anchors of a prompt
 
+    def rows(self, which: Tensor | slice) -> ModalityInputs:
+        """Those rows of a batch: (B,) bool, numbers, or a slice."""
+        mask, present = (None if x is None else x[which] for x in (self.mask, self.present))
+        return ModalityInputs(self.values[which], mask, present, {name: x[which] for name, x in self.extra.items()})
+
 
 class Batch(NamedTuple):
     """What a data loader yields. A batch of pairs is laid out q1..qB, d1..dB.

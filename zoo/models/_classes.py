@@ -110,11 +110,7 @@ class Classifier(Hosted, nn.Module):
         if x is None or (x.present is not None and not bool(x.present.any())):
             return weight.new_zeros(rows, self.dim), torch.zeros(rows, dtype=torch.bool, device=weight.device)
         there = x.present if x.present is not None else torch.ones(rows, dtype=torch.bool, device=weight.device)
-        given = (
-            x
-            if bool(there.all())
-            else ModalityInputs(x.values[there], None if x.mask is None else x.mask[there], None, {k: v[there] for k, v in x.extra.items()})
-        )
+        given = x if bool(there.all()) else x.rows(there)._replace(present=None)
         encoder = self.encoders[name]
         found = checkpoint(encoder, given, use_reentrant=False) if self._recomputes else encoder(given)
         if found.pooled is None:
