@@ -41,19 +41,18 @@ def of(folder: str, *names: str) -> tuple[str, ...]:
 
 
 PLANS = {
-    "rate": Plan(of(PAIR, "concat", "ume", "mla_free_equal"), VAL, grid={"optimizer.lr": [0.01, 0.03, 0.1]}),
+    # the rate: where the networks of the ensemble are best alone; then the noise: where they are closest to each other
+    "rate": Plan(of(PAIR, "concat", "ume", "mla_free_equal"), (*VAL, "data.image_noise=0.5"), grid={"optimizer.lr": [0.01, 0.03, 0.1]}),
     "noise": Plan(of(PAIR, "ume"), VAL, grid={"data.image_noise": [0.0, 0.5, 0.75, 1.0]}),
     "main": Plan(of(PAIR, *MLA, "mla_calibrated", "mla_twice", *PEERS), against="concat", seeds=5),
-    "clean": Plan(of(PAIR, "mla", "mla_free_equal", "concat", "joint_aux", "ume"), ("data.image_noise=0",), against="concat"),
     "three": Plan(of(THREE, *MLA, "concat", "sum", "late", "joint_aux", "ume", "ogm_ge", "qmf"), against="concat"),
     "unpaired": Plan(
         of(PAIR, "mla", "mla_free_equal", "ume") + of("mla/unpaired/", "mla_unpaired", "mla_free_equal_unpaired", "ume_unpaired"),
         against="ume",
     ),
+    "clean": Plan(of(PAIR, "mla", "concat", "ume"), ("data.image_noise=0",), against="concat"),
     **{
-        f"three_without_{name}": Plan(
-            of(THREE, "mla", "concat", "ume"), (f"data.missing_train={{{name}: 0.5}}",), against="concat"
-        )
+        f"three_without_{name}": Plan(of(THREE, "mla", "concat", "ume"), (f"data.missing_train={{{name}: 0.5}}",), against="concat")
         for name in ("audio", "image", "audio2")
     },
 }
