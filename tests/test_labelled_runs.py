@@ -105,7 +105,9 @@ class TestRun:
         page = (outcome.folder / "report.html").read_text()
         for says in ("<h2>Classes</h2>", "right 50 % missing", "50 % missing", "Macro f1", "Shapley", "left only", "Error against entropy"):
             assert says in page
+        assert "of two modalities 50 % at most" in page
         assert "Recall@" not in page
+        assert "queries" not in page.partition("<h2>How to read this</h2>")[2]
         assert {p.name for p in (outcome.folder / "plots").iterdir()} == {"recall.png", "loss.png", "reliability.png", "gradients.png"}
 
     def test_without_baselines(self, tmp_path):
@@ -149,6 +151,9 @@ class TestMeasured:
         np.testing.assert_allclose(
             np.exp(found[frozenset({"left"})].logits), chances * np.exp(found[frozenset({"left"})].logits).sum(1)[:, None], rtol=1e-4
         )
+
+    def test_no_rows_have_no_classes(self, trained):
+        assert trained.classify([]).shape == (0, 3)
 
     def test_a_row_that_shows_nothing_is_the_commonest_class(self, trained):
         data = Shades(bare=(72, 73, 74), lost=None)
@@ -279,6 +284,7 @@ class TestSeeded:
         (cell,) = study.numbers["cells"]
         assert set(cell["more"]["macro_f1"]["left"]) == {"mean", "std"}
         assert "paired over rows" in study.table
+        assert "50 % is the most that two modalities can lose" in study.table
         for says in ("# Accuracy, split test", "## macro f1", "## shapley", "right 50 % missing"):
             assert says in study.table
 

@@ -268,6 +268,11 @@ def markdown(numbers: Mapping[str, Any]) -> str:
         ]
         name = measure_name(protocol, k) if protocol == CLASSES else f"{protocol}, {measure_name(protocol, k)}"
         lines += ["", f"## {name}", "", *_table(["cell", "shown", *(subset_name(s).lower() for s in subsets)], rows)]
+        if any(subset.startswith("missing_") for subset in subsets):
+            lines += [
+                "",
+                "Missing: of all cells (row, modality). Every row keeps one, so 50 % is the most that two modalities can lose, three 67 %.",
+            ]
     lines += _more(numbers["cells"])
     return "\n".join([*lines, "", f"`{numbers['command']}`", ""])
 

@@ -6,7 +6,7 @@ import re
 import struct
 from pathlib import Path
 
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 MOST_PIXELS = 1 << 26  # a picture of 8192 x 8192: more is a mistake or an attack, and 200 MB of memory in every worker
 TOO_LARGE = (Image.DecompressionBombError, Image.DecompressionBombWarning)  # Pillow's own limits are higher, the warning's by a third
@@ -21,6 +21,11 @@ def check_size(picture: Image.Image) -> None:
     """
     if picture.width * picture.height > MOST_PIXELS:
         raise Image.DecompressionBombError(f"{picture.width} x {picture.height}")
+
+
+def why(error: Exception) -> str:
+    """What was wrong with a picture: one of `UNDECODABLE` in words that are the same in every run, where Pillow says a place in memory."""
+    return "of no known format" if isinstance(error, UnidentifiedImageError) else str(error)
 
 
 def frames_in(folder: Path) -> tuple[Path, ...]:

@@ -156,7 +156,7 @@ class Classify:
     Attributes:
         split: Of the data set.
         missing: Shares of the cells (row, modality) that are hidden, or of rows by modality, ``{image: 0.5}``; each has an accuracy of its
-            own, and every row keeps one modality at least.
+            own, and every row keeps one modality at least: of two modalities half of the cells can be hidden and no more.
         bootstrap: Resamplings for the intervals; 0: no intervals.
         batch_size: Rows at once.
     """

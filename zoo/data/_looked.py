@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from PIL import Image
 
-from zoo.pictures import UNDECODABLE, check_size
+from zoo.pictures import UNDECODABLE, check_size, why
 
 logger = logging.getLogger("zoo.data")
 
@@ -70,5 +70,5 @@ def _picture(content: bytes) -> Look:
             opened.draft("L", (1, 1))  # a JPEG is read to its end all the same, in two thirds of the time
             opened.load()
     except UNDECODABLE as e:
-        return Look(f"is no picture that can be decoded ({e})")
+        return Look(f"is no picture that can be decoded ({why(e)})")
     return Look()

@@ -20,7 +20,7 @@ from pydantic import Field
 from zoo.config import Rates
 from zoo.data._tables import Source, reading
 from zoo.errors import Absent, ZooError, unknown
-from zoo.pictures import UNDECODABLE, check_size
+from zoo.pictures import UNDECODABLE, check_size, why
 from zoo.presence import draw_presence
 from zoo.registry import register
 from zoo.types import Row
@@ -260,7 +260,7 @@ def _picture_fault(file: bytes) -> str:
     try:
         _picture(file, 0.0, np.random.default_rng(0))
     except UNDECODABLE as e:
-        return f"{len(file)} bytes are no picture that can be decoded ({e})"
+        return f"{len(file)} bytes are no picture that can be decoded ({why(e)})"
     return ""
 
 

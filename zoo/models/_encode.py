@@ -62,9 +62,10 @@ def classify(model: Any, rows: Rows, *, batch_size: int, show_progress: bool | N
     if isinstance(rows, str | Mapping):
         return classify(model, [rows], batch_size=batch_size, show_progress=show_progress)[0]
     _check_rows_and_size(rows, "classify", batch_size)
-    found = [(n, out.logits["fused"].float().softmax(-1)) for n, out in _outputs(model, rows, "classifying", batch_size, show_progress)]
-    order = np.argsort([number for numbers, _ in found for number in numbers])
-    return torch.cat([chances for _, chances in found]).cpu().numpy()[order]
+    found = np.zeros((len(rows), model.classes), dtype=np.float32)
+    for numbers, out in _outputs(model, rows, "classifying", batch_size, show_progress):
+        found[numbers] = out.logits["fused"].float().softmax(-1).cpu().numpy()
+    return found
 
 
 def _check_rows_and_size(rows: Any, call: str, batch_size: int) -> None:
