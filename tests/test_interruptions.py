@@ -1,14 +1,15 @@
 """What may happen to a run: it is asked to stop, the disk fills up, a worker dies. It says so, and goes on as if nothing had been."""
 
 import errno
-import gc
 import io
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 import torch
@@ -242,23 +243,34 @@ def test_a_worker_that_is_killed(trained_on):
 
 
 class Deadly(Dataset):
-    """Whoever reads it is killed."""
+    """Whoever reads its last row is killed."""
 
     def __getitem__(self, item):
-        os.kill(os.getpid(), signal.SIGKILL)
+        if item == 3:
+            time.sleep(0.5)  # until what came before is sent
+            os.kill(os.getpid(), signal.SIGKILL)
+        return item
 
     def __len__(self):
-        return 2
+        return 4
 
 
-def test_nothing_of_a_loader_stays_whose_worker_was_killed():
-    """Else torch would raise for it again, wherever the program then is, when another process ends."""
-    gc.collect()  # loaders of earlier tests
-    with pytest.raises(Failure) as said:
-        list(loaded(DataLoader(Deadly(), batch_size=None, num_workers=1)))
-    assert not [thing for thing in gc.get_objects() if type(thing).__name__ == "_MultiProcessingDataLoaderIter"]
-    subprocess.run([sys.executable, "-c", ""], check=True)
-    assert said.value.__context__ is None
+def test_of_a_dead_worker_nothing_is_said_until_a_batch_is_asked_for(monkeypatch):
+    """Torch would raise for it wherever the program then is, and again when another process ends."""
+    monkeypatch.setattr("torch.utils.data._utils.signal_handling._SIGCHLD_handler_set", False)  # a loader of an earlier test
+    given = signal.getsignal(signal.SIGCHLD)
+    try:
+        batches = loaded(DataLoader(Deadly(), batch_size=None, num_workers=1, prefetch_factor=4))
+        assert int(next(batches)) == 0
+        while multiprocessing.active_children():  # reaps the worker, too
+            time.sleep(0.01)
+        subprocess.run([sys.executable, "-c", ""], check=True)
+        assert signal.getsignal(signal.SIGCHLD) == given
+        with pytest.raises(Failure, match="a process that loads data ended by itself"):
+            list(batches)
+        subprocess.run([sys.executable, "-c", ""], check=True)
+    finally:
+        signal.signal(signal.SIGCHLD, given)
 
 
 @pytest.mark.parametrize("error", [ZooError, Failure])

@@ -29,7 +29,7 @@ def processed(process: Callable[[Row], Sample], row: Row, number: int) -> Sample
     try:
         return process(row)
     except ZooError as e:
-        raise ZooError(f"row {number}: {e}") from e
+        raise type(e)(f"row {number}: {e}") from e
 
 
 def stack(samples: Sequence[Sample]) -> dict[str, ModalityInputs]:

@@ -15,7 +15,7 @@ from zoo.errors import Absent
 
 app = typer.Typer(
     name="zoo",
-    help="Multimodal models as small parts that fit together: clicks in, item vectors out.",
+    help="Multimodal models as small parts that fit together: clicks or labels in, item vectors or classes out.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
