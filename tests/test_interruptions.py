@@ -260,10 +260,11 @@ def test_of_a_dead_worker_nothing_is_said_until_a_batch_is_asked_for(monkeypatch
     monkeypatch.setattr("torch.utils.data._utils.signal_handling._SIGCHLD_handler_set", False)  # a loader of an earlier test
     given = signal.getsignal(signal.SIGCHLD)
     try:
+        others = multiprocessing.active_children()  # of earlier tests
         batches = loaded(DataLoader(Deadly(), batch_size=None, num_workers=1, prefetch_factor=4))
         assert int(next(batches)) == 0
-        while multiprocessing.active_children():  # reaps the worker, too
-            time.sleep(0.01)
+        (worker,) = set(multiprocessing.active_children()) - set(others)
+        worker.join()
         subprocess.run([sys.executable, "-c", ""], check=True)
         assert signal.getsignal(signal.SIGCHLD) == given
         with pytest.raises(Failure, match="a process that loads data ended by itself"):
