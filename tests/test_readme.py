@@ -11,7 +11,6 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 FENCE = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
-pytestmark = pytest.mark.slow
 
 
 def blocks(language):
@@ -39,6 +38,7 @@ def environment():
     return {**os.environ, "PATH": f"{binaries}{os.pathsep}{os.environ['PATH']}", "VENV": str(binaries.parent), "PYTHONWARNINGS": "default"}
 
 
+@pytest.mark.slow
 def test_every_command_runs(copy, environment):
     """In their order, since a run is evaluated that an earlier command trained."""
     assert commands()
