@@ -22,7 +22,7 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $@
 
 test: $(STAMP)
-	$(PYTEST) -n $(WORKERS) --dist loadfile --benchmark-disable
+	$(PYTEST) -n $(WORKERS) --dist loadfile --no-loadscope-reorder --benchmark-disable
 
 test-slow: $(STAMP)
 	$(PYTEST) -m slow --benchmark-disable

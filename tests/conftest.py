@@ -13,7 +13,13 @@ import numpy as np
 import pytest
 import torch
 
+LONGEST = ("test_contrastive_triton.py", "test_validate.py", "test_grid.py", "test_export.py", "test_interruptions.py")
 LOOPBACK = ("127.0.0.1", "::1", "localhost", "", None)
+
+
+def pytest_collection_modifyitems(items):
+    """The files that take a minute or more come first, so that no process waits for one of them at the end."""
+    items.sort(key=lambda item: item.path.name not in LONGEST)
 
 
 @pytest.fixture(scope="session", autouse=True)

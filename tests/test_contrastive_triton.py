@@ -11,7 +11,13 @@ INTERPRETED = Path(__file__).parent / "interpreted"
 
 
 @pytest.mark.parametrize(
-    "checks", ["check_contrastive.py", "check_contrastive_adversarial.py", "check_contrastive_processes.py", "check_tuning.py"]
+    "checks",
+    [
+        "check_contrastive.py",
+        pytest.param("check_contrastive_adversarial.py", marks=pytest.mark.slow),
+        "check_contrastive_processes.py",
+        pytest.param("check_tuning.py", marks=pytest.mark.slow),
+    ],
 )
 def test_triton_kernels_in_the_interpreter(checks):
     pytest.importorskip("triton")

@@ -65,6 +65,7 @@ def test_block_by_block(impl, dense, data, tmp_path):
     assert losses(tmp_path) == pytest.approx(dense, **CLOSE)
 
 
+@pytest.mark.slow
 def test_in_triton(dense, tmp_path):
     """In the interpreter, in a process of its own."""
     pytest.importorskip("triton")
