@@ -10,9 +10,9 @@ import pytest
 ROOT = Path(__file__).parents[1]
 FLOORS = (  # from the ground up; a module that no floor names fails
     ("errors", "types", "kernels.*", "recipes"),
-    ("bundle", "config", "distributed", "files", "freeze", "interrupt", "loading", "measure", "pictures"),
-    ("columns", "source", "registry", "checkpoint", "adapters", "sections", "stages", "vectors", "metric", "presence"),
-    ("splice", "trunk", "joints", "collate", "gradcache", "lora", "card", "projection", "calibration"),
+    ("abilities", "bundle", "config", "distributed", "files", "freeze", "interrupt", "loading", "measure", "pictures", "attention"),
+    ("columns", "source", "registry", "checkpoint", "adapters", "sections", "stages", "vectors", "metric", "presence", "vocabulary", "block"),
+    ("splice", "trunk", "joints", "momentum", "collate", "gradcache", "lora", "card", "projection", "calibration"),
     ("batches", "hub", "encoders.*", "backbones.*", "connectors.*", "fusions.*", "objectives.*", "data.*"),
     ("models.*", "recipe"),
     ("evaluate.*", "feature_cache", "schema", "sampler", "optimizer", "log", "saver", "update", "matrix", "contenders", "trials"),
