@@ -324,4 +324,26 @@ class LabelledData(Protocol):
         """(N,) int64, what makes a row long, for length buckets."""
 
 
-Data = PairData | LabelledData  # what a recipe may train on
+@runtime_checkable
+class CaptionedData(Protocol):
+    """A data set of pictures and of texts that say what they show. Made with ``(root,)``, the folder of data folders."""
+
+    pictures: Sequence[Row]  # pictures[i] is {"id": i, "image": ...}; decoded on access
+    picture_ids: Sequence[Any]  # their own names, for files and reports
+    captions: Sequence[str]  # every text once, though several pictures may have it
+    subject: np.ndarray  # (P,) int64; pictures of one number are linked by captions, so that one's caption may be true of the other
+    broken: Sequence[Any]  # picture_ids of which the image could not be decoded
+    statistics: Mapping[str, Any]  # for the log and the report
+    fingerprint: str  # changes when the data does; a checkpoint is refused on other data
+
+    def pairs(self, split: str) -> np.ndarray:
+        """(n, 2) int64 picture and caption indices of split ``train``, ``val``, ``test`` or a further one of this set."""
+
+    def groups(self, split: str) -> Mapping[str, np.ndarray]:
+        """{name: (n,) bool} over ``pairs(split)``, the kinds of pictures that reports tell apart; {} for none."""
+
+    def lengths(self) -> np.ndarray:
+        """(C,) int64 characters of each caption, for length buckets."""
+
+
+Data = PairData | LabelledData | CaptionedData  # what a recipe may train on

@@ -1,0 +1,51 @@
+"""What a model of pictures and texts may be able to do besides giving vectors: match, fill in words, write captions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+from zoo.types import ModalityInputs, ModelOutput, Tokens
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@runtime_checkable
+class Matching(Protocol):
+    """A model that tells whether a text is true of a picture by reading both at once."""
+
+    adds_cosine: bool  # whether re-ranking scores by the logit of a match plus the cosine of the two vectors, or by the logit alone
+
+    def hold(self, text: ModalityInputs, read: Tokens) -> Tokens:
+        """What `match` starts from, which can be kept for many pictures; ``read`` is the model's own `read` of the same texts."""
+
+    def match(self, held: Tokens, seen: Tokens) -> Tensor:
+        """(B, 2) logits of texts held and pictures looked at, row by row: 0 they do not belong together, 1 they do."""
+
+
+@runtime_checkable
+class Unmasking(Protocol):
+    """A model that fills in words that are masked, given the picture."""
+
+    def unmask(self, text: ModalityInputs, seen: Tokens) -> Tensor:
+        """(B, N, V) logits of the word at each place."""
+
+
+@runtime_checkable
+class Captioning(Protocol):
+    """A model that writes what a picture shows."""
+
+    prompt: Sequence[int]  # the ids that each caption begins with
+
+    def caption(self, text: ModalityInputs, out: ModelOutput) -> tuple[Tensor, Tensor]:
+        """Logits (B, T, V) of the words of each text, given those before them and the picture, and which they are (B, T), -100 for none.
+
+        ``out`` is what the model gives for the same rows.
+        """
+
+    def next_words(self, ids: Tensor, seen: Tokens, cache: Any) -> tuple[Tensor, Any]:
+        """Logits (B, V) of the word after ``ids`` (B, T), which go on from what ``cache`` holds, None at first; and the new cache.
+
+        A cache has ``rows(index)``, the same for the rows (B',) of it.
+        """
