@@ -1,0 +1,99 @@
+"""Captions to ids and back: the shipped words, CLIP's, and those of a folder."""
+
+import pickle
+
+import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import BertTokenizerFast, PreTrainedTokenizerFast
+
+from zoo.errors import ZooError
+from zoo.vocabulary import is_shipped, make_vocabulary
+
+SENTENCES = ["a smiling cat", "flag of micronesia", "百 慕 大 国 旗", "hot - dog, 3 times!"]
+
+
+@pytest.mark.parametrize("name", ["small", "clip"])
+def test_shipped_words_survive_pickling(name):
+    made = make_vocabulary(name)
+    again = pickle.loads(pickle.dumps(made))
+    assert [again.encode(s) for s in SENTENCES] == [made.encode(s) for s in SENTENCES]
+    assert again.config() == made.config()
+    assert is_shipped(name)
+
+
+@pytest.mark.parametrize("text", ["a smiling cat", "flag of canada", "国 旗"])
+@pytest.mark.parametrize("name", ["small", "clip"])
+def test_what_is_encoded_can_be_decoded(name, text):
+    made = make_vocabulary(name)
+    assert made.decode(made.encode(text)) == text
+
+
+def test_small_cuts_as_bert_does(tmp_path):
+    made = make_vocabulary("small")
+    with open("zoo/small_vocabulary.txt", encoding="utf-8") as file:
+        (tmp_path / "vocab.txt").write_text(file.read(), encoding="utf-8")
+    theirs = BertTokenizerFast(vocab=str(tmp_path / "vocab.txt"))
+    for text in SENTENCES:
+        assert made.encode(text) == theirs(text, add_special_tokens=False)["input_ids"]
+
+
+def test_clip_cuts_as_open_clip_does():
+    from open_clip.tokenizer import SimpleTokenizer
+
+    made, theirs = make_vocabulary("clip"), SimpleTokenizer()
+    for text in ("a photo of a Cat!", "  many   spaces ", "naïve café"):
+        ids = theirs(text)[0].tolist()
+        ends = ids.index(theirs.eot_token_id)
+        assert [made.role("start", "a test"), *made.encode(text), made.role("end", "a test")] == ids[: ends + 1]
+
+
+def test_roles_are_no_words_that_a_text_can_write():
+    made = make_vocabulary("small")
+    for text in ("[MASK]", "[CLS] [SEP]", "[DEC]"):
+        assert not set(made.encode(text)) & {i for i in made.roles.values() if i is not None}
+    assert not set(make_vocabulary("clip").encode("a<end_of_text>b")) & {49406, 49407}
+
+
+def test_roles_of_the_small_one():
+    made = make_vocabulary("small")
+    assert [made.role(name, "a test") for name in ("pad", "start", "end", "mask", "decode", "encode")] == [0, 2, 3, 4, 5000, 5001]
+    assert made.size == 5002
+    assert made.decode([2, *made.encode("cat"), 5001, 3, 0, 0]) == "cat"
+
+
+def test_pieces_know_their_word():
+    made = make_vocabulary("small")
+    ids = made.encode("flag of micronesia")
+    words = made.words(ids)
+    assert words[:3] == [0, 1, 2]
+    assert words[-1] == 2
+    assert len(ids) > 3, "micronesia is one piece, so this shows nothing"
+    clip = make_vocabulary("clip")
+    assert clip.words(clip.encode("micronesia smiles")) == [0, 0, 0, 1]
+
+
+def test_a_role_that_is_missing_is_named():
+    with pytest.raises(ZooError, match="masked words: the vocabulary 'clip' has no id for 'mask'.*write vocabulary: small"):
+        make_vocabulary("clip").role("mask", "masked words")
+
+
+def test_a_folder_of_bert_gets_the_two_ids_of_blip(tmp_path):
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "cat", "##s"]
+    (tmp_path / "vocab.txt").write_text("\n".join(words))
+    BertTokenizerFast(vocab=str(tmp_path / "vocab.txt")).save_pretrained(tmp_path)
+    made = make_vocabulary(str(tmp_path))
+    assert made.encode("Cats cat") == [5, 6, 5]
+    assert (made.roles["decode"], made.roles["encode"], made.size) == (7, 8, 9)
+    again = make_vocabulary({"name": str(tmp_path), **made.portable()})
+    assert again.config() == made.config()
+    assert again.encode("cats") == [5, 6]
+
+
+def test_what_cannot_be_had_is_said(tmp_path):
+    with pytest.raises(ZooError, match="vocabulary '.*nowhere' could not be loaded.*small or clip"):
+        make_vocabulary(str(tmp_path / "nowhere"))
+    inner = Tokenizer(models.WordLevel({"a": 0}, unk_token="a"))
+    inner.pre_tokenizer = pre_tokenizers.Whitespace()
+    PreTrainedTokenizerFast(tokenizer_object=inner).save_pretrained(tmp_path)
+    with pytest.raises(ZooError, match=r"none of its words is \[PAD\] or <pad>"):
+        make_vocabulary(str(tmp_path))
