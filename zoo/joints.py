@@ -61,12 +61,15 @@ class Arrange(Protocol):
 
 
 class Trunk(Protocol):
-    """Joint ``trunk``."""
+    """Joint ``trunk``: made with ``(layers, first)``, how many blocks there are, and from which on the model's paper fuses modalities."""
 
-    banks: tuple[str, ...]  # the sub-layers that exist once per modality: "ffn", "qkv", "out", "norm"
+    banks: tuple[str, ...]  # the sub-layers that exist once per modality: "ffn", "qkv", "out", "norm1"
 
     def __call__(self, kind: str, layer: int) -> str:
         """Which expert serves tokens of modality ``kind`` in block ``layer``, counted from 0."""
+
+    def reads(self, layer: int) -> bool:
+        """Whether block ``layer`` reads the tokens of another modality by cross-attention."""
 
 
 class Combine(Protocol):
