@@ -1,7 +1,8 @@
-"""What a training set is made of, pairs or labelled rows, as batches made in the data loader's workers."""
+"""What a training set is made of, pairs, labelled rows or captioned pictures, as batches made in the data loader's workers."""
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch.utils.data import Dataset
 
 from zoo.collate import Known, PairCollate, Sample, processed, stack
 from zoo.errors import ZooError
-from zoo.types import Batch, Classifying, Data, LabelledData, PairData, Row
+from zoo.types import Batch, CaptionedData, Classifying, Data, LabelledData, PairData, Row
 
 
 class Kept:
@@ -75,37 +76,88 @@ class LabelledBatches(Dataset[Batch]):
         return Batch(stack([self.samples[i] for i in own.tolist()]), targets=torch.from_numpy(self.labels[own]), ids=torch.from_numpy(own))
 
 
+class CaptionedRows(Sequence[Row]):
+    """The pairs of a split as rows of a picture and its text, ``{"id": subject of the picture, "image": ..., "text": ...}``.
+
+    Args:
+        data: Whose they are.
+        split: Of it.
+    """
+
+    def __init__(self, data: CaptionedData, split: str) -> None:
+        self.pictures, self.captions, self.pairs = data.pictures, data.captions, data.pairs(split)
+        self.subject = data.subject[self.pairs[:, 0]]  # (n,)
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, index: Any) -> Any:  # an int; Sequence would also have it take slices
+        picture, caption = self.pairs[operator.index(index)].tolist()
+        return {"id": int(self.subject[index]), "image": self.pictures[picture]["image"], "text": self.captions[caption]}
+
+
+class CaptionedBatches(Dataset[Batch]):
+    """As `PairBatches`, of pictures with one text each, whose ``ids`` are their subjects."""
+
+    def __init__(self, data: CaptionedData, process: int, processor: Any, keep: int) -> None:
+        self.rows, self.process = CaptionedRows(data, "train"), process
+        self.samples = Kept(self.rows, processor, keep)
+
+    def __getitem__(self, shares: np.ndarray) -> Batch:
+        """The batch whose ``shares`` (processes, B) are the pairs of each process."""
+        own = shares[self.process]
+        return Batch(stack([self.samples[i] for i in own.tolist()]), ids=torch.from_numpy(self.rows.subject[own]))
+
+
 def batches_of(data: Data, process: int, processor: Any, keep: int) -> Dataset[Batch]:
     """The training batches of one process, for indices of the shape (processes, B)."""
-    made = PairBatches if isinstance(data, PairData) else LabelledBatches
-    return made(data, process, processor, keep)  # type: ignore[arg-type]
+    if isinstance(data, PairData):
+        return PairBatches(data, process, processor, keep)
+    if isinstance(data, CaptionedData):
+        return CaptionedBatches(data, process, processor, keep)
+    return LabelledBatches(data, process, processor, keep)
 
 
 def lengths_of(data: Data) -> np.ndarray:
-    """How long each training pair, that is its longer row, or each training row is, for length buckets."""
+    """How long each training pair, that is its longer row or its text, or each training row is, for length buckets."""
     lengths = data.lengths()
-    return lengths[data.pairs("train")].max(1) if isinstance(data, PairData) else lengths[data.split("train")]
+    if isinstance(data, PairData):
+        return lengths[data.pairs("train")].max(1)
+    return lengths[data.pairs("train")[:, 1]] if isinstance(data, CaptionedData) else lengths[data.split("train")]
 
 
 def training_rows(data: Data) -> Iterator[Row]:
     """Every row that training may see, decoded one after the other."""
+    if isinstance(data, CaptionedData):
+        return iter(CaptionedRows(data, "train"))
     rows, used = (data.notes, np.unique(data.pairs("train"))) if isinstance(data, PairData) else (data.rows, data.split("train"))
     return (rows[int(i)] for i in used)
+
+
+def says(data: Data) -> str:
+    """What a data set consists of, in words."""
+    if isinstance(data, CaptionedData):
+        return "pictures with texts"
+    return "rows of known class" if isinstance(data, LabelledData) else "pairs of items"
 
 
 def check_fit(model: Any, data: Data) -> None:
     """Whether a model and its training data speak of the same things.
 
     Raises:
-        ZooError: If one is of classes and the other is not, their numbers differ, or the rows never show what an encoder is for.
+        ZooError: If they are of different kinds, the numbers of classes differ, or the rows never show what an encoder is for.
     """
-    classes = isinstance(model, Classifying)
-    if classes != isinstance(data, LabelledData):
-        has, needs = ("pairs", "rows of known class") if classes else ("rows of known class", "pairs of items")
-        raise ZooError(f"model and data: this model learns from {needs}, and the data are {has}: write another model.name or data.name")
-    if classes and isinstance(data, LabelledData):
+    keys: tuple[str, ...] = model.processor.keys()
+    if isinstance(model, Classifying):
+        needs = "rows of known class"
+    else:
+        needs = "pictures with texts" if {*keys} == {"image", "text"} else "pairs of items"
+    if needs != says(data):
+        raise ZooError(
+            f"model and data: this model learns from {needs}, and the data are {says(data)}: write another model.name or data.name"
+        )
+    if isinstance(model, Classifying) and isinstance(data, LabelledData):
         if model.classes != len(data.classes):
             raise ZooError(f"model.classes: {model.classes}, and the data have {len(data.classes)} classes: write {len(data.classes)}")
-        keys: tuple[str, ...] = model.processor.keys()
         if lost := [key for key in keys if key not in data.modalities]:
             raise ZooError(f"model.encoders: no row shows {', '.join(lost)} (the data show: {', '.join(data.modalities)}); name these")

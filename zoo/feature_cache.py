@@ -54,14 +54,15 @@ def feature_cache(recipe: Recipe, data: Data, model: Any, accelerator: Accelerat
 
     Raises:
         Failure: If an entry cannot be written.
-        ZooError: If the data are no pairs, the encoder is not frozen, or what it gives depends on more than the image.
+        ZooError: If the data are no pairs of items, the encoder is not frozen, or what it gives depends on more than the image.
     """
     folder = recipe.run.feature_cache
     if folder is None or (isinstance(model, Seeing) and model.vision is None):
         yield data
         return
     _check(recipe, model)
-    assert isinstance(data, PairData), "models with one eye train on pairs"
+    if not isinstance(data, PairData):
+        raise ZooError("run.feature_cache: it keeps the images of pairs of items, and these data are none: leave it out")
     encoder = model.vision
     source = _Source(encoder, encoder.processor, data.notes, recipe, accelerator)
     features = _opened_or_built(folder, _key(recipe, data, model), source)

@@ -10,13 +10,13 @@ import numpy as np
 import torch
 from PIL import Image
 
-from zoo.batches import check_fit
+from zoo.batches import CaptionedRows, check_fit
 from zoo.collate import Known, PairCollate, stack
 from zoo.config import split_spec
 from zoo.errors import Absent, ZooError
 from zoo.recipe import Recipe
 from zoo.registry import make
-from zoo.types import Batch, Classifying, Data, LabelledData, Pair, Row
+from zoo.types import Batch, CaptionedData, Classifying, Data, LabelledData, Pair, PairData, Row
 
 _TITLES = ("red shoes", "a grey coat for cold days", "garden", "红色的鞋", "blue cup and plate, hand made")
 
@@ -25,8 +25,8 @@ class Opened(NamedTuple):
     """Raw rows, and what makes a batch of them."""
 
     rows: list[Row]
-    number: int  # of pairs, or of labelled rows
-    batch: Callable[[int], Batch]  # of so many pairs, or labelled rows, over and over if there are fewer
+    number: int  # of pairs of items, or of rows that have a class or a text
+    batch: Callable[[int], Batch]  # of so many of them, over and over if there are fewer
     source: str  # where they come from
 
 
@@ -52,17 +52,24 @@ def open_rows(recipe: Recipe, root: str | Path | None, loaded: Data | None, want
         if isinstance(model, Classifying):
             rows = [_made_up_things(i, process, random) for i in range(wanted)]
             return _labelled(rows, [i % model.classes for i in range(wanted)], process, "made up")
+        if {*process.keys()} == {"image", "text"}:
+            return _captioned([_made_up_caption(i, random) for i in range(wanted)], process, "made up")
         return _paired(_made_up_pairs(recipe, wanted // 2, process, random), None, process, "made up")
     check_fit(model, data)
     train = data.split("train") if isinstance(data, LabelledData) else data.pairs("train")
-    count = wanted if isinstance(data, LabelledData) else wanted // 2
-    drawn = train[np.random.default_rng(recipe.seed).choice(len(train), min(count, len(train)), replace=False)]
-    if len(drawn) < count:
+    count = wanted // 2 if isinstance(data, PairData) else wanted
+    chosen = np.random.default_rng(recipe.seed).choice(len(train), min(count, len(train)), replace=False)
+    if len(chosen) < count:
         notes.append(f"the data has {len(train)} training {'rows' if isinstance(data, LabelledData) else 'pairs'}, fewer than {count}")
     if isinstance(data, LabelledData):
         source = f"{len(data.rows)} rows of {len(data.classes)} classes, {len(train)} of them to train on"
+        drawn = train[chosen]
         return _labelled([data.rows[int(i)] for i in drawn], data.labels[drawn].tolist(), model.processor, source)
-    pairs = [Pair(*(data.notes[int(i)] for i in pair)) for pair in drawn]
+    if isinstance(data, CaptionedData):
+        every = CaptionedRows(data, "train")
+        source = f"{len(data.pictures)} pictures, {len(data.captions)} texts, {len(train)} training pairs"
+        return _captioned([every[int(i)] for i in chosen], model.processor, source)
+    pairs = [Pair(*(data.notes[int(i)] for i in pair)) for pair in train[chosen]]
     known = Known.of(torch.from_numpy(train), len(data.notes))
     return _paired(pairs, known, model.processor, f"{len(data.notes)} items, {len(train)} training pairs")
 
@@ -81,6 +88,23 @@ def _labelled(rows: list[Row], labels: list[int], process: Any, source: str) -> 
         return Batch(stack([samples[i] for i in chosen]), targets=torch.tensor([labels[i] for i in chosen]), ids=torch.tensor(chosen))
 
     return Opened(rows, len(rows), batch, source)
+
+
+def _captioned(rows: list[Row], process: Any, source: str) -> Opened:
+    samples, ids = [process(row) for row in rows], [row["id"] for row in rows]
+
+    def batch(count: int) -> Batch:
+        chosen = [i % len(rows) for i in range(count)]
+        return Batch(stack([samples[i] for i in chosen]), ids=torch.tensor([ids[i] for i in chosen]))
+
+    return Opened(rows, len(rows), batch, source)
+
+
+def _made_up_caption(i: int, random: np.random.Generator) -> Row:
+    """A picture and its text, of one to six words; one in eight says what another says."""
+    words = " ".join(_TITLES).split()
+    said = " ".join(random.choice(words, int(random.integers(1, 7))).tolist()) if i % 8 else _TITLES[0]
+    return {"id": i if i % 8 else 0, "image": _picture(random), "text": said}
 
 
 def _made_up_pairs(recipe: Recipe, wanted: int, processor: Any, random: np.random.Generator) -> list[Pair]:

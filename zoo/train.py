@@ -36,7 +36,7 @@ from zoo.recipe import Recipe, dump, load_recipe, values
 from zoo.registry import build, make
 from zoo.sampler import BatchOrder
 from zoo.saver import Saver
-from zoo.types import Batch, Binding, Data, LabelledData, PairData
+from zoo.types import Batch, Binding, Data, LabelledData
 from zoo.update import Step, Updater
 
 logger = logging.getLogger("zoo.train")
@@ -257,12 +257,12 @@ def make_step(recipe: Recipe, stages: Sequence[Path] | None = None) -> Step:
 
 
 def make_order(recipe: Recipe, data: Data, accelerator: Accelerator) -> BatchOrder:
-    """Which pairs, or labelled rows, make up which batch.
+    """Which pairs, of items or of a picture and its text, or labelled rows, make up which batch.
 
     Raises:
         ZooError: If they do not fill one batch.
     """
-    lengths, of = lengths_of(data), "pairs" if isinstance(data, PairData) else "rows"
+    lengths, of = lengths_of(data), "rows" if isinstance(data, LabelledData) else "pairs"
     order = BatchOrder(
         lengths,
         recipe.run.batch_size,

@@ -112,7 +112,7 @@ def validate(
         _, once = walk(step, in_run, recipe.run.precision)
     if recipe.run.shard and processes == 1:
         notes.append("run.shard spreads the model over the processes: say how many there are (--processes), the memory here is of one")
-    contrast = None if batch.positive is None else _contrast(batch, [step.model.processor.sees(row) for row in opened.rows])
+    contrast = None if batch.targets is not None else _contrast(batch, [step.model.processor.sees(row) for row in opened.rows])
     faults = [] if contrast is None else _unlearnable(contrast)
     return Report(
         len(opened.rows),
@@ -200,9 +200,11 @@ def _texts(processor: Any, rows: Sequence[Row], batch: Batch) -> Texts:
 
 def _contrast(batch: Batch, seen: Sequence[bool]) -> Contrast:
     assert batch.ids is not None
-    assert batch.positive is not None
     there = torch.tensor(seen)
     excluded = batch.ids[:, None] == batch.ids  # (B, B)
+    if batch.positive is None:  # of a picture it is its own text
+        others = (~excluded & there).sum(1)[there].float()
+        return Contrast(len(others), float(others.mean()) if len(others) else 0.0, int(others.min()) if len(others) else 0, 0)
     rows = torch.arange(len(batch.ids))
     has = (batch.positive >= 0) & there & there[batch.positive] & (batch.ids != batch.ids[batch.positive])
     excluded[rows, batch.positive] = True
