@@ -106,7 +106,7 @@ class Trunk(nn.Module):
         memory_mask: Tensor | None = None,
         layers: slice | None = None,
         cache: Cache | None = None,
-        bias: Tensor | None = None,
+        bias: Tensor | Sequence[Tensor] | None = None,
     ) -> Tensor | tuple[Tensor, Cache]:
         """Tokens through some or all of the blocks.
 
@@ -121,7 +121,8 @@ class Trunk(nn.Module):
             layers: The blocks to run; None: all. The final norm comes after the last block alone.
             cache: None, or what an earlier call kept; then x, its mask and route are of the new tokens alone, ``memory`` is not looked at
                 again, and the result comes with the new cache. ``Cache()`` begins one.
-            bias: (heads, N, K) or (B, heads, N, K) float, added to the scores of self-attention, K being N and what the cache holds.
+            bias: (heads, N, K) or (B, heads, N, K) float, added to the scores of self-attention, K being N and what the cache holds; or a
+                list of such, one for each block of the trunk.
 
         Returns:
             (B, N, D); with a cache, a pair of it and the new cache.
@@ -131,14 +132,17 @@ class Trunk(nn.Module):
         """
         numbers = range(self.layers)[layers or slice(None)]
         kept = cache or Cache()
+        assert len(kept.blocks) in (0, len(numbers)), f"a cache of {len(kept.blocks)} blocks, {len(numbers)} to run"
         length, past = x.shape[1], kept.length
         real = mask if mask is not None and mask.ndim == 3 else _joined(kept.mask, mask, x.shape[0], past, length, x.device)
-        seen = sight(attend, length, past, real, bias, x.device)
-        of_memory = kept.memory_mask if kept.blocks else memory_mask
+        biases = bias if isinstance(bias, Sequence) else [bias]
+        sights = [sight(attend, length, past, real, each, x.device) for each in biases]
+        of_memory = kept.memory_mask if any(past.memory is not None for past in kept.blocks) else memory_mask
         memory_seen = sight("all", length, 0, of_memory, None, x.device)
         keeps = []
         for place, number in enumerate(numbers):
             runs, before = self._runs(route, number, length), kept.blocks[place] if kept.blocks else None
+            seen = sights[number] if len(sights) > 1 else sights[0]
             x, after = self._run(self.blocks[number], x, runs, seen, memory, memory_seen, before)
             keeps.append(after)
         if self.norm is not None and self.layers - 1 in numbers:
