@@ -12,7 +12,7 @@ FLOORS = (  # from the ground up; a module that no floor names fails
     ("errors", "types", "kernels.*", "recipes"),
     ("abilities", "bundle", "config", "distributed", "files", "freeze", "interrupt", "loading", "measure", "pictures", "attention"),
     ("columns", "source", "registry", "checkpoint", "adapters", "sections", "stages", "vectors", "metric", "presence", "vocabulary", "block"),
-    ("splice", "trunk", "joints", "momentum", "collate", "gradcache", "lora", "card", "projection", "calibration"),
+    ("splice", "trunk", "joints", "momentum", "collate", "gradcache", "lora", "card", "projection", "calibration", "generation"),
     ("batches", "hub", "encoders.*", "backbones.*", "connectors.*", "fusions.*", "objectives.*", "data.*"),
     ("models.*", "recipe"),
     ("evaluate.*", "feature_cache", "schema", "sampler", "optimizer", "log", "saver", "update", "matrix", "contenders", "trials"),

@@ -165,3 +165,27 @@ class Classify:
     missing: tuple[Rates, ...] = (0.25, 0.5, 0.75)
     bootstrap: NotNegative = 1000
     batch_size: Positive = 256
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decoding:
+    """How captions are written.
+
+    Attributes:
+        method: ``greedy``: the most probable word each time; ``beam``: the most probable caption that ``beams`` of them come upon;
+            ``nucleus``: drawn.
+        beams: Captions that are written side by side.
+        length_penalty: Captions of beams are compared by log-probability over length to this power: above 0 longer ones gain.
+        nucleus: A word is drawn among the fewest that have this share of the probability.
+        temperature: Of the draws.
+        shortest: Ids at least, the one that ends a caption not counted.
+        longest: Ids at most, likewise; a caption that reaches it is cut.
+    """
+
+    method: Literal["greedy", "beam", "nucleus"] = "beam"
+    beams: Positive = 3
+    length_penalty: float = 1.0
+    nucleus: Fraction = 0.9
+    temperature: Above = 1.0
+    shortest: NotNegative = 1
+    longest: Positive = 20
