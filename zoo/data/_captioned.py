@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from zoo.data._collection import decode
 from zoo.errors import Failure, ZooError, unknown
-from zoo.pictures import UNDECODABLE
+from zoo.pictures import UNDECODABLE, why
 from zoo.types import Row
 
 SPLITS = ("train", "val", "test")
@@ -43,7 +43,7 @@ class Pictures(Sequence[Row]):
             return {"id": i, "image": decode(file, self.folder)}
         except UNDECODABLE as e:
             named = file if isinstance(file, str) else f"picture {i}"
-            raise Failure(f"{named}: was decoded when the data set was loaded, and cannot be any more ({e})") from e
+            raise Failure(f"{named}: was decoded when the data set was loaded, and cannot be any more ({why(e)})") from e
 
 
 class Captioned:
@@ -55,6 +55,7 @@ class Captioned:
         captions: (C,) texts, none twice.
         pairs: {split: (n, 2) int64 picture and caption}, ``train``, ``val`` and ``test`` at least.
         kinds: (P,) what kind of picture each is, for reports; None: they are of no kinds.
+        subject: (P,) int64, as of `zoo.types.CaptionedData`; None: pictures that share a caption have one, directly or through others.
         planted: {split: (n,) bool, the pairs whose caption was exchanged for another on purpose}; splits that are not named have none.
         broken: Names of the pictures that could not be decoded, and are in no pair.
         statistics: For the report.
@@ -72,6 +73,7 @@ class Captioned:
         pairs: Mapping[str, np.ndarray],
         *,
         kinds: Sequence[str] | None,
+        subject: np.ndarray | None = None,
         planted: Mapping[str, np.ndarray] | None = None,
         broken: Sequence[Any] = (),
         statistics: Mapping[str, Any],
@@ -86,9 +88,10 @@ class Captioned:
         self.broken: Sequence[Any] = list(broken)
         self.fingerprint = fingerprint
         self._pairs, self._planted = dict(pairs), dict(planted or {})
+        self.kinds, self.splits = kinds, tuple(pairs)
         self._kinds = None if kinds is None else np.array(kinds, dtype=object)
         everything = np.concatenate(list(pairs.values()))
-        self.subject = linked(everything, len(pictures))
+        self.subject = linked(everything, len(pictures)) if subject is None else subject
         self.statistics: Mapping[str, Any] = {
             "pictures": len(pictures),
             "captions": len(captions),
