@@ -133,6 +133,8 @@ class Trunk(nn.Module):
         numbers = range(self.layers)[layers or slice(None)]
         kept = cache or Cache()
         assert len(kept.blocks) in (0, len(numbers)), f"a cache of {len(kept.blocks)} blocks, {len(numbers)} to run"
+        reads = any(self.blocks[number].cross is not None for number in numbers)
+        assert memory is None or reads, f"none of the blocks {', '.join(map(str, numbers))} reads a memory"
         length, past = x.shape[1], kept.length
         real = mask if mask is not None and mask.ndim == 3 else _joined(kept.mask, mask, x.shape[0], past, length, x.device)
         biases = bias if isinstance(bias, Sequence) else [bias]
