@@ -64,3 +64,35 @@ def spread_like(value: Any, like: Tensor | None) -> Any:
     if isinstance(like, DTensor) and isinstance(value, Tensor) and value.shape == like.shape:
         return distribute_tensor(value.to(like.device), like.device_mesh, like.placements)
     return value
+
+
+def processes() -> int:
+    """How many train together."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def all_rows(x: Tensor) -> Tensor:
+    """(B, ...) of this process to (W B, ...) of all W that train together, in their order, equally many in each.
+
+    A gradient goes back to the process that a row came from; those of all processes add up there.
+    """
+    if processes() == 1:
+        return x
+    if x.dtype is torch.bool:  # not every transport knows it
+        return all_rows(x.to(torch.uint8)).bool()
+    if x.requires_grad:
+        from torch.distributed.nn.functional import all_gather
+
+        return torch.cat(all_gather(x.contiguous()))
+    received = [torch.empty_like(x) for _ in range(processes())]
+    dist.all_gather(received, x.contiguous())
+    return torch.cat(received)
+
+
+def longest(length: int, device: torch.device) -> int:
+    """The largest ``length`` of the processes that train together."""
+    if processes() == 1:
+        return length
+    found = torch.tensor(length, device=device)
+    dist.all_reduce(found, dist.ReduceOp.MAX)
+    return int(found)

@@ -31,6 +31,7 @@ from zoo.interrupt import AGAIN, Interruption, in_worker, stop
 from zoo.joints import Calibrating
 from zoo.loading import loaded
 from zoo.log import Log
+from zoo.momentum import Enqueueing
 from zoo.optimizer import freeze_all, learning_rate, make_optimizer
 from zoo.recipe import Recipe, dump, load_recipe, values
 from zoo.registry import build, make
@@ -247,6 +248,11 @@ def make_step(recipe: Recipe, stages: Sequence[Path] | None = None) -> Step:
         adapt(model, recipe.adapters, recipe.freeze)
     if isinstance(objective, Binding):
         objective.bind(model)
+    if recipe.run.accumulate > 1 and isinstance(objective, Enqueueing) and objective.enqueues:
+        raise ZooError(
+            f"run.accumulate: of {recipe.run.accumulate} batches a step, a queue would get the vectors of the last alone: write 1 and a "
+            "larger run.batch_size, or queue: 0"
+        )
     if recipe.run.accumulate > 1 and model.schedule.multi_phase:
         raise ZooError(f"run.accumulate: {recipe.run.accumulate} batches cannot be accumulated under a schedule of several phases; write 1")
     if recipe.run.gradient_checkpointing:

@@ -66,8 +66,11 @@ class Contrast(NamedTuple):
 
 def _no_negatives(x: Tensor, y: Tensor | None, arguments: dict[str, Any]) -> bool:
     """Whether rows have partners, and none a negative: with every logit at 0 the sigmoid form costs log 2 for each of them."""
+    if arguments.get("negatives") is not None:  # those are every row's
+        return False
     blank, blank_y = x.new_zeros(len(x), 1), None if y is None else y.new_zeros(len(y), 1)
-    alike = {**arguments, "scale": 1.0, "bias": None, "form": "sigmoid", "direction": "rows"}
+    given = {name: value for name, value in arguments.items() if not name.startswith("soft")}
+    alike = {**given, "scale": 1.0, "bias": None, "form": "sigmoid", "direction": "rows"}
     with torch.no_grad():
         candidates = contrastive_loss(blank, blank_y, **alike, reduction="none", impl="chunked", validate=False) / math.log(2)
     return 0.5 < candidates.max().item() < 1.5

@@ -43,8 +43,15 @@ def two_sides(objective: str, on: Sequence[str] | None, model: Model, batch: Bat
     Raises:
         ZooError: If one output is contrasted and the batch is not one of pairs.
     """
-    out = model(batch)
-    names = model.outputs if on is None else on
+    return sides_of(objective, model.outputs if on is None else on, model(batch), batch)
+
+
+def sides_of(objective: str, names: Sequence[str], out: ModelOutput, batch: Batch) -> Sides:
+    """Lay out two sides of what a model gave: the two outputs, or the one's queries and targets.
+
+    Raises:
+        ZooError: If one output is contrasted and the batch is not one of pairs.
+    """
     if len(names) == 2:
         (x, y), (there_x, there_y) = zip(*((out.embeddings[name], _present(out, name)) for name in names), strict=True)
         return Sides(x, y, (there_x, there_y), batch.ids, batch.ids, _together(batch))
