@@ -93,6 +93,18 @@ def every_caption(model, seen, picture, how):
     return found
 
 
+def by_beams(model, seen, picture, how):
+    """The same search as a list of tuples, which goes on to the end whatever it has found."""
+    going, ended = [((), 0.0)], []
+    for length in range(how.longest):
+        found = [((*ids, w), total + float(p)) for ids, total in going for w, p in enumerate(chances(model, seen, picture, ids))]
+        found = sorted((x for x in found if x[0][-1] != END or length >= how.shortest), key=lambda x: -x[1])
+        ended += [(ids[:-1], total / (length + 1) ** how.length_penalty) for ids, total in found[: how.beams] if ids[-1] == END]
+        going = [x for x in found if x[0][-1] != END][: how.beams]
+    ended += [(ids, total / how.longest**how.length_penalty) for ids, total in going]
+    return max(ended, key=lambda x: x[1])
+
+
 @pytest.fixture(scope="module")
 def model():
     found = Writer()
@@ -121,6 +133,15 @@ class TestBeams:
         }
         assert len(best) > 2
         assert len({len(words) for words in best}) > 1
+
+    @pytest.mark.parametrize("penalty", [0.0, 1.0, -0.5])
+    @pytest.mark.parametrize("width", [1, 2, 3])
+    def test_few_of_them_find_what_beams_find(self, model, width, penalty):
+        seen, how = pictures(8), Decoding(beams=width, longest=5, shortest=0, length_penalty=penalty)
+        found = write(model, seen, how, end=END)
+        expected = [by_beams(model, seen, i, how) for i in range(8)]
+        assert [tuple(ids) for ids in found.ids] == [ids for ids, _ in expected]
+        assert found.scores == pytest.approx([score for _, score in expected], abs=1e-4)
 
     def test_more_of_them_are_not_worse(self, model):
         seen = pictures(12)
