@@ -9,9 +9,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from zoo import make, names, registry
+from zoo.block import BANKED
+from zoo.errors import ZooError
 from zoo.fusions.joint import Joint
 from zoo.joints import Merging, Parts, Phase, Segment, Words
 from zoo.registry import entry, register
+from zoo.trunk import Shape, Trunk
 from zoo.types import Batch, ModalityInputs
 
 ROWS, DIM = 8, 5
@@ -24,7 +27,7 @@ def filling(joint: str) -> list[str]:
     return [name for name in names("fusion") if entry("fusion", name).joints.get(joint, "another") is None]
 
 
-COMBINE, ARRANGE, SCHEDULE = filling("combine"), filling("arrange"), filling("schedule")
+COMBINE, ARRANGE, SCHEDULE, TRUNK = filling("combine"), filling("arrange"), filling("schedule"), filling("trunk")
 combines = pytest.mark.parametrize("name", COMBINE)
 several = pytest.mark.parametrize("count", [1, 2, 3])
 
@@ -57,6 +60,7 @@ def test_the_lists_are_not_empty():
     assert {"gated_late", "concat", "sum", "film", "bigated", "attention"} <= set(COMBINE)
     assert {"early", "micl", "text_only"} <= set(ARRANGE)
     assert "joint" in SCHEDULE
+    assert "cross_attention" in TRUNK
 
 
 @pytest.mark.parametrize("name", names("fusion"))
@@ -248,6 +252,38 @@ class TestArrange:
         again = pickle.loads(pickle.dumps(plugin))
         assert again(parts) == plugin(parts)
         assert (again.anchors, again.media) == (plugin.anchors, plugin.media)
+
+
+trunks = pytest.mark.parametrize("name", TRUNK)
+
+
+class TestTrunk:
+    @trunks
+    def test_decides_for_every_block(self, name):
+        plugin = make("fusion", name, 6, 3)
+        assert set(plugin.banks) <= set(BANKED)
+        assert all(isinstance(plugin(kind, layer), str) for kind in NAMES for layer in range(6))
+        assert all(isinstance(plugin.reads(layer), bool) for layer in range(6))
+        again = pickle.loads(pickle.dumps(plugin))
+        assert [again.reads(layer) for layer in range(6)] == [plugin.reads(layer) for layer in range(6)]
+
+    @trunks
+    def test_its_blocks_can_be_built_and_run(self, name):
+        plugin = make("fusion", name, 2, 1)
+        banks = {part: sorted({plugin(kind, layer) for kind in NAMES for layer in range(2)}) for part in plugin.banks}
+        reading = [layer for layer in range(2) if plugin.reads(layer)]
+        trunk = Trunk(Shape(8, 2), 2, cross_layers=reading, banks=banks, experts=plugin)
+        out = trunk(torch.randn(2, 4, 8), route=[("note", 3), ("image", 1)], memory=torch.randn(2, 3, 8) if reading else None)
+        assert out.shape == (2, 4, 8)
+
+    @pytest.mark.parametrize("keywords, reading", [({}, [4, 5]), ({"from_layer": 0}, [0, 1, 2, 3, 4, 5]), ({"from_layer": 5}, [5])])
+    def test_cross_attention_reads_from_one_block_on(self, keywords, reading):
+        plugin = make("fusion", {"name": "cross_attention", **keywords}, 6, 4)
+        assert [layer for layer in range(6) if plugin.reads(layer)] == reading
+
+    def test_cross_attention_needs_a_block(self):
+        with pytest.raises(ZooError, match="fusion 'cross_attention': from_layer 6 is none of the 6 blocks: write 0 to 5"):
+            make("fusion", {"name": "cross_attention", "from_layer": 6}, 6, 3)
 
 
 schedules = pytest.mark.parametrize("name", SCHEDULE)

@@ -49,7 +49,11 @@ def _take(kept: KeysValues | None, index: Tensor) -> KeysValues | None:
 class Trunk(nn.Module):
     """Blocks one after the other.
 
-    Parameters are ``blocks.<i>.`` and what `Block` says, and ``norm.`` of the final norm, ``norm.<expert>.`` where that is a bank.
+    Parameters are ``blocks.<i>.`` and what `Block` says, ``blocks.3.qkv.text.weight``, and ``norm.`` of the final norm, ``norm.<expert>.``
+    where that is a bank. ALBEF's text model is the first half without a memory, its fusion the second half with one; BLIP's encoder and
+    decoder are one trunk whose ``norm1``, ``qkv`` and ``out`` are banks of ``encode`` and ``decode``; VLMo's experts stand in ``norm2`` and
+    ``ffn`` (Bao et al., 2021, https://arxiv.org/abs/2111.02358), BEiT-3's in all sub-layers (Wang et al., 2022,
+    https://arxiv.org/abs/2208.10442).
 
     Args:
         shape: Of every block.
@@ -139,14 +143,15 @@ class Trunk(nn.Module):
         real = mask if mask is not None and mask.ndim == 3 else _joined(kept.mask, mask, x.shape[0], past, length, x.device)
         biases = bias if isinstance(bias, Sequence) else [bias]
         sights = [sight(attend, length, past, real, each, x.device) for each in biases]
-        of_memory = kept.memory_mask if any(past.memory is not None for past in kept.blocks) else memory_mask
+        of_memory = kept.memory_mask if any(of.memory is not None for of in kept.blocks) else memory_mask
         memory_seen = sight("all", length, 0, of_memory, None, x.device)
         keeps = []
         for place, number in enumerate(numbers):
             runs, before = self._runs(route, number, length), kept.blocks[place] if kept.blocks else None
             seen = sights[number] if len(sights) > 1 else sights[0]
             x, after = self._run(self.blocks[number], x, runs, seen, memory, memory_seen, before)
-            keeps.append(after)
+            if cache is not None:
+                keeps.append(after)
         if self.norm is not None and self.layers - 1 in numbers:
             x = routed(self.norm, x, self._runs(route, self.layers, length))
         if cache is None:
