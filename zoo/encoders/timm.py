@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from inspect import signature
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import timm
 from torch import nn
 
-from zoo.encoders._image import ImageProcessor
+from zoo.encoders._image import CLIP_MEAN, CLIP_STD, ImageProcessor
 from zoo.encoders._read import Pool, depth_of, fetching, read
 from zoo.errors import ZooError, unknown
 from zoo.registry import register
@@ -104,6 +104,8 @@ def make_timm(
     final_norm: bool = False,
     image_size: int | None = None,
     pool: Pool = "cls",
+    colours: Literal["own", "clip"] = "own",
+    squash: bool | None = None,
 ) -> TimmEncoder:
     """An image model of timm, read at one layer.
 
@@ -116,6 +118,8 @@ def make_timm(
         image_size: Side of the input; None: the model's own.
         pool: ``cls``: ``pooled`` is the class token, kept or not, or where there is none the mean of the patches. ``mean``: the mean of
             all tokens that are kept.
+        colours: What pixels are normalised by: ``own``, as the weights of ``arch`` want it, or ``clip``, as ALBEF and BLIP do with any.
+        squash: Resize pictures to a square whatever their sides, and crop nothing; None: as the weights of ``arch`` want it.
 
     Raises:
         ZooError: If timm has no such model or layer, or its weights cannot be had.
@@ -137,7 +141,7 @@ def make_timm(
     return TimmEncoder(
         model,
         f"timm:{arch}",
-        _processor(cfg, size),
+        _processor(cfg, size, colours, squash),
         layer=layer,
         keep_cls=keep_cls,
         final_norm=final_norm,
@@ -146,13 +150,13 @@ def make_timm(
     )
 
 
-def _processor(cfg: Any, size: int) -> ImageProcessor:
-    """The preprocessing that the weights were evaluated with."""
-    squash = cfg.crop_mode == "squash"
+def _processor(cfg: Any, size: int, colours: Literal["own", "clip"], squash: bool | None) -> ImageProcessor:
+    """The preprocessing that the weights were evaluated with, but for what the settings say."""
+    squash = cfg.crop_mode == "squash" if squash is None else squash
     return ImageProcessor(
         size,
-        mean=cfg.mean,
-        std=cfg.std,
+        mean=cfg.mean if colours == "own" else CLIP_MEAN,
+        std=cfg.std if colours == "own" else CLIP_STD,
         shorter=None if squash else int(size / cfg.crop_pct),
         squash=squash,
         interpolation="bilinear" if cfg.interpolation == "bilinear" else "bicubic",

@@ -1,0 +1,197 @@
+"""BLIP: a picture encoder and one BERT with three uses: it reads a text alone, a text beside a picture, or writes what a picture shows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from zoo.config import EncoderSpec, FusionSpec, Positive
+from zoo.errors import ZooError
+from zoo.joints import compose
+from zoo.models._bert import (
+    Embedding,
+    Size,
+    WordHead,
+    aligned,
+    drawn,
+    picture_encoder,
+    real,
+    remote_words,
+    rows_of_table,
+    run,
+    shape_of,
+    there,
+)
+from zoo.models._pictures import CaptionProcessor, PictureTextModel, PictureTextProcessor
+from zoo.registry import make, register
+from zoo.trunk import Cache, Trunk
+from zoo.types import Batch, ModalityInputs, ModelOutput, Tokens
+from zoo.vocabulary import Vocabulary, make_vocabulary
+
+JOINTS: dict[str, str | None] = {"trunk": "cross_attention", "schedule": "joint"}
+BERT = "google-bert/bert-base-uncased"
+BANKS = dict.fromkeys(("qkv", "out", "norm1"), ("encode", "decode"))  # reading and writing share all but self-attention
+IGNORED = -100  # a label that no loss counts
+_BASE = Size(768, 12, 12, 30, 512, 256, 0.1, 0.02, BERT, picture_encoder("vit_base_patch16_224", 224))
+SIZES = {
+    "tiny": Size(64, 4, 4, 24, 64, 64, 0.0, 64**-0.5, "small", {"name": "image_transformer", "arch": "tiny"}),
+    "base": _BASE,
+    "large": _BASE._replace(vision=picture_encoder("vit_large_patch16_224", 224)),
+}
+
+
+class Blip(PictureTextModel):
+    """The model; `blip` builds it.
+
+    Args:
+        vision: Encodes one picture.
+        size: Of the texts' side.
+        rows: Of the table of words.
+        reads: Whether a block, by its number, reads the picture.
+        vocabulary: Of its texts.
+        schedule: How one batch becomes updates.
+        processor: Raw row to inputs.
+        dim: Width of the embeddings.
+        prompt: What captions begin with, "" for nothing.
+
+    Raises:
+        ZooError: If the vocabulary lacks a special word.
+    """
+
+    modality_modules: Mapping[str, Sequence[str]] = {"image": ("vision", "image_projection"), "text": ("text_projection",)}
+    adds_cosine = True
+
+    def __init__(
+        self,
+        vision: nn.Module,
+        size: Size,
+        rows: int,
+        reads: Sequence[bool],
+        vocabulary: Vocabulary,
+        schedule: nn.Module,
+        processor: PictureTextProcessor,
+        dim: int,
+        *,
+        prompt: str = "",
+    ) -> None:
+        super().__init__(vision, vocabulary, schedule, processor, dim)
+        pad, self._encodes = vocabulary.role("pad", "blip"), vocabulary.role("encode", "blip")
+        self.prompt = [vocabulary.role("decode", "blip"), *vocabulary.encode(prompt)]
+        self.embed = Embedding(rows, size.places, size.width, pad=pad, typed=False, dropout=size.dropout, init=size.init)
+        cross = [number for number, does in enumerate(reads) if does]
+        self.trunk = Trunk(shape_of(size, self.vision.dim), size.layers, cross_layers=cross, banks=BANKS)
+        self.head = WordHead(rows, size.width, size.init)
+        self.image_projection = drawn(nn.Linear(self.vision.dim, dim), self.vision.dim**-0.5)
+        self.text_projection = drawn(nn.Linear(size.width, dim), size.width**-0.5)
+        self.matches = drawn(nn.Linear(size.width, 2), size.init)
+
+    def read(self, text: ModalityInputs) -> Tokens:
+        """The text alone: ids (B, N) to tokens (B, N, D), ``pooled`` at the first; of a row without text nothing."""
+        return self.there(self._read, text)
+
+    def forward(self, batch: Batch) -> ModelOutput:
+        """Picture and text to the embeddings ``image`` and ``text``, (B, dim) each."""
+        return aligned(self, batch)
+
+    def hold(self, text: ModalityInputs, read: Tokens) -> Tokens:
+        """The embedded ids, of which the first now says that a picture is read, too."""
+        ids, present = text.values.clone(), there(text)
+        ids[:, 0] = self._encodes
+        return Tokens(self.embed(ids), real(text), None, present)
+
+    def match(self, held: Tokens, seen: Tokens) -> Tensor:
+        """(B, 2) logits: all blocks read text and picture, 1 says that they belong together."""
+        fused = run(self.trunk, held.tokens, held.mask, route="encode", memory=seen.tokens, memory_mask=seen.mask)
+        return self.matches(fused[:, 0])  # (B, 2)
+
+    def caption(self, text: ModalityInputs, out: ModelOutput) -> tuple[Tensor, Tensor]:
+        """Logits (B, T, V) of the next words of texts, each given those before it and the picture, and which they are (B, T).
+
+        A prompt stands before the words, and is not counted; nor is a row without a picture.
+        """
+        seen, mask = out.tokens["image"], real(text)
+        begins = torch.tensor(self.prompt, device=text.values.device).expand(len(mask), -1)
+        ids = torch.cat([begins, text.values[:, 1:]], 1)  # (B, T + 1): the id that opened the text makes room
+        mask = torch.cat([mask[:, :1].expand_as(begins), mask[:, 1:]], 1)
+        counted = mask & seen.present[:, None]
+        labels = ids.masked_fill(~counted, IGNORED)
+        labels[:, : len(self.prompt)] = IGNORED
+        hidden = run(
+            self.trunk, self.embed(ids[:, :-1]), mask[:, :-1], route="decode", attend="causal", memory=seen.tokens, memory_mask=seen.mask
+        )
+        return self.head(hidden, self.embed.words), labels[:, 1:]  # (B, T, V), (B, T)
+
+    def next_words(self, ids: Tensor, seen: Tokens, cache: Cache | None) -> tuple[Tensor, Cache]:
+        """Logits (B, V) of the word after ids (B, T), which go on from what the cache holds; and the new cache."""
+        kept = cache or Cache()
+        x = self.embed(ids, kept.length)  # (B, T, D)
+        found = self.trunk(x, route="decode", attend="causal", memory=seen.tokens, memory_mask=seen.mask, cache=kept)
+        assert isinstance(found, tuple)
+        hidden, after = found
+        return self.head(hidden[:, -1], self.embed.words), after
+
+    def _read(self, text: ModalityInputs) -> Tokens:
+        mask = real(text)
+        x = run(self.trunk, self.embed(text.values), mask, route="encode")  # (B, N, D)
+        return Tokens(x, mask, x[:, 0], mask.new_ones(len(mask)))
+
+
+@register(
+    "model",
+    "blip",
+    joints=JOINTS,
+    paper="Li et al., BLIP, 2022, https://arxiv.org/abs/2201.12086",
+    remote=remote_words,
+)
+def blip(
+    *,
+    size: Literal["tiny", "base", "large"] = "tiny",
+    vision: EncoderSpec | None = None,
+    vocabulary: str | dict[str, Any] | None = None,
+    vocab_size: Positive | None = None,
+    layers: Positive | None = None,
+    length: Positive | None = None,
+    dim: Positive | None = None,
+    prompt: str = "",
+    fusion: FusionSpec = "cross_attention",
+) -> Blip:
+    """BLIP: vectors of pictures and of texts, matching of both, and captions, by one BERT that shares all but its self-attention.
+
+    Train it with the objective ``together`` of ``itc``, ``itm`` and ``lm``, which owns the temperature and the momentum twin. The first id
+    of a text says which use is meant: [CLS] of the text alone, [ENC] beside a picture, [DEC] to write. Re-ranking scores by the logit of
+    a match plus the cosine of the vectors.
+
+    Args:
+        size: ``base`` and ``large`` are as published, with ViT-B/16 and ViT-L/16, ``tiny`` is for CPUs; the settings below that are None
+            are those of this size.
+        vision: The picture encoder; all of its tokens are read by cross-attention.
+        vocabulary: ``small``, or a repository or folder of a fast tokenizer with BERT's special words, behind which [DEC] and [ENC] stand.
+        vocab_size: Rows of the table of words, at least as many as the vocabulary has; None: as many.
+        layers: Blocks of text, all with cross-attention, unless ``fusion`` says otherwise.
+        length: Ids of the longest text, those at its ends included.
+        dim: Width of the vectors.
+        prompt: What captions begin with, in training and after; its words are no part of the loss. BLIP fine-tunes to write captions with
+            "a picture of".
+        fusion: Plug-ins for the joints trunk and schedule; ``from_layer`` of ``cross_attention`` is the first block that reads pictures.
+
+    Raises:
+        ZooError: If a fusion does not fit, the vocabulary cannot be had or lacks a special word, the table is too small, or texts and the
+            prompt are longer than the model has places.
+    """
+    of = SIZES[size]
+    of = of._replace(layers=layers or of.layers, length=length or of.length, dim=dim or of.dim)
+    joints, words = compose(fusion, "blip", JOINTS), make_vocabulary(vocabulary or of.vocabulary)
+    rows = rows_of_table("blip", words, vocab_size, roles=True)
+    said = len(words.encode(prompt))
+    if of.length + said > of.places:
+        raise ZooError(
+            f"blip: length {of.length} and a prompt of {said} ids need more than the {of.places} places of size {size}: shorten one"
+        )
+    looks = make("encoder", of.vision if vision is None else vision)
+    processor = PictureTextProcessor(looks.processor, CaptionProcessor(words, of.length))
+    trunk, schedule = joints.make("trunk", of.layers, 0), joints.make("schedule", ["image", "text"], of.dim, 0)
+    reads = [trunk.reads(number) for number in range(of.layers)]
+    return Blip(looks, of, rows, reads, words, schedule, processor, of.dim, prompt=prompt)
