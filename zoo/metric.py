@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 CLASSES = "classes"  # the protocol of classification
+DIRECTIONS = {"image_to_text": "from picture to text", "text_to_image": "from text to picture"}  # the protocols of captioned pictures
+RERANKED = "reranked"  # in the place of what was shown: the nearest were scored again by a model that reads both at once
 _SUBSETS = {"all": "All", "short_query": "Short query", "short_target": "Short target"}
 _INPUTS = {"both": "", "all": ""}  # everything is shown, of two modalities or of any number
 
@@ -15,9 +17,10 @@ _INPUTS = {"both": "", "all": ""}  # everything is shown, of two modalities or o
 class Key(NamedTuple):
     """What a metric is of."""
 
-    protocol: str  # "one_target", "multi", or "classes"
-    subset: str  # of the queries: "all", "short_query", "short_target"; "missing_25", "missing_image:50": all, of which shares are hidden
-    input: str  # what the model was shown: "both", "text", "image"; of classes "all", "audio", "audio+image"
+    protocol: str  # "one_target", "multi", "classes"; "image_to_text", "text_to_image"
+    subset: str  # of the queries: "all", "short_query", "short_target"; "missing_25", "missing_image:50": all, of which shares are hidden;
+    # of captioned pictures the split
+    input: str  # what the model was shown: "both", "text", "image"; of classes "all", "audio", "audio+image"; "all", "reranked"
     k: int  # an answer counts within the first k; 1 for classes
 
 
@@ -57,12 +60,12 @@ def missing(rates: float | Mapping[str, float]) -> str:
 
 
 def subset_name(subset: str) -> str:
-    """As tables call it: ``Short query``, ``25 % missing``, ``image 50 %, text 25 % missing``."""
+    """As tables call it: ``Short query``, ``25 % missing``, ``image 50 %, text 25 % missing``; a split by its own name."""
     if not subset.startswith("missing_"):
-        return _SUBSETS[subset]
+        return _SUBSETS.get(subset, subset)
     return ", ".join(f"{share.replace(':', ' ')} %" for share in subset.removeprefix("missing_").split(",")) + " missing"
 
 
 def input_name(given: str) -> str:
-    """As tables call it, empty where everything is shown: ``text only``, ``audio+image only``."""
-    return _INPUTS.get(given, f"{given} only")
+    """As tables call it, empty where everything is shown: ``text only``, ``audio+image only``; ``re-ranked``."""
+    return "re-ranked" if given == RERANKED else _INPUTS.get(given, f"{given} only")

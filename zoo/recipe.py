@@ -15,7 +15,7 @@ from zoo.config import DataSpec, Fault, Fraction, ModelSpec, ObjectiveSpec, chec
 from zoo.errors import ZooError, unknown
 from zoo.joints import compose
 from zoo.registry import build, entry, lookup
-from zoo.sections import Classify, Evaluate, NotNegative, Optimizer, Run
+from zoo.sections import Classify, Evaluate, NotNegative, Optimizer, Retrieve, Run
 from zoo.source import Source, plain, written
 from zoo.stages import Stage
 
@@ -34,12 +34,14 @@ class Recipe:
         run: How long and on what.
         evaluate: What is measured of pairs.
         classify: What is measured of labelled rows, in the place of ``evaluate``.
+        retrieve: What is measured of captioned pictures, in the place of ``evaluate``.
         baselines: What the model is compared with: a classic one by name, or an arm, trained from this recipe under dotted overrides:
             ``{"early fusion": {"model.fusion": "early"}}``.
         init_from: Earlier runs, each of which gives parts of its model to this one; trained first where a cache does not have them.
         freeze: Modules that are not trained, by name: ``vision``, ``backbone.model.layers.0``.
         adapters: LoRA or DoRA in the modules that they name, whose own weights are frozen then; the run leaves the merged model.
-        floor: ``{"recall@10": 0.2}`` under the protocol of ``evaluate.main``, or ``{"accuracy": 0.8}``: below this the run has failed.
+        floor: ``{"recall@10": 0.2}`` under the protocol of ``evaluate.main``, or of captioned pictures in both directions, or
+            ``{"accuracy": 0.8}``: below this the run has failed.
         seed: Of the weights, of the order of the data, and of all that is drawn.
         seeded: Keys of ``data`` that are always the seed, whatever a file says of them: ``("data.rotation",)``; an override is refused.
         out: The run folder.
@@ -52,6 +54,7 @@ class Recipe:
     run: Run = field(default_factory=Run)
     evaluate: Evaluate = field(default_factory=Evaluate)
     classify: Classify = field(default_factory=Classify)
+    retrieve: Retrieve = field(default_factory=Retrieve)
     baselines: Mapping[str, Baseline] = field(default_factory=dict)
     init_from: tuple[Stage, ...] = ()
     freeze: tuple[str, ...] = ()
@@ -200,7 +203,10 @@ def _contradictions(fields: Mapping[str, Any]) -> list[Fault]:
     out = fields.get("out", Recipe.out)
     if isinstance(out, Path) and (file := next((place for place in (out, *out.parents) if os.path.isfile(place)), None)) is not None:
         faults.append(Fault(("out",), f"{file} is a file; write a folder"))
-    if not isinstance(evaluate, Evaluate):
+    retrieve = fields.get("retrieve", Retrieve())
+    if isinstance(retrieve, Retrieve):
+        faults += _contradictions_of_captions(retrieve)
+    if not isinstance(evaluate, Evaluate) or not isinstance(retrieve, Retrieve):
         return faults
     if evaluate.main.protocol not in evaluate.protocols:
         faults.append(
@@ -208,9 +214,28 @@ def _contradictions(fields: Mapping[str, Any]) -> list[Fault]:
         )
     if evaluate.main.k not in evaluate.k:
         faults.append(Fault(("evaluate", "main", "k"), f"{evaluate.main.k} is none of evaluate.k, {list(evaluate.k)}"))
-    floors = [*(f"recall@{k}" for k in evaluate.k), "accuracy"]
+    ks = retrieve.k if retrieve != Retrieve() else (*evaluate.k, *(k for k in retrieve.k if evaluate == Evaluate()))
+    floors = [*dict.fromkeys(f"recall@{k}" for k in ks), "accuracy"]
     lost = [key for key in fields.get("floor", {}) if key not in floors]
     return faults + [Fault(("floor", key), f'{unknown("metric", key, floors)}, or write "floor={{}}" for none') for key in lost]
+
+
+def _contradictions_of_captions(retrieve: Retrieve) -> list[Fault]:
+    """What no single value of the section ``retrieve`` tells."""
+    faults = []
+    if not retrieve.splits:
+        faults.append(Fault(("retrieve", "splits"), "it names no split: write at least one, such as [test]"))
+    if len(set(retrieve.splits)) < len(retrieve.splits):
+        faults.append(Fault(("retrieve", "splits"), f"{list(retrieve.splits)}: write each split once"))
+    if retrieve.main.k not in retrieve.k:
+        faults.append(Fault(("retrieve", "main", "k"), f"{retrieve.main.k} is none of retrieve.k, {list(retrieve.k)}"))
+    for template in retrieve.zeroshot.templates:
+        if template.count("{}") != 1:
+            faults.append(Fault(("retrieve", "zeroshot", "templates"), f"{template!r} has no place for the name: write {{}} in it, once"))
+    if retrieve.decode.shortest > retrieve.decode.longest:
+        says = f"{retrieve.decode.shortest} is more than retrieve.decode.longest, {retrieve.decode.longest}"
+        faults.append(Fault(("retrieve", "decode", "shortest"), says))
+    return faults
 
 
 def _check_arms(values: dict[str, Any], known: list[Fault]) -> list[Fault]:

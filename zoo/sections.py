@@ -15,6 +15,7 @@ Above = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
 AtLeastZero = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
 Protocol = Literal["one_target", "multi"]
 Inputs = Literal["both", "text", "image"]
+Direction = Literal["image_to_text", "text_to_image"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,3 +190,55 @@ class Decoding:
     temperature: Above = 1.0
     shortest: NotNegative = 1
     longest: Positive = 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Zeroshot:
+    """Pictures told apart by the names of classes, put into sentences.
+
+    Attributes:
+        templates: Sentences with ``{}`` for the name, ``a drawing of {}``; several are averaged. None: nothing is told apart.
+        classes: What is told apart: every text of the split (``captions``), or the kinds of pictures (``groups``).
+    """
+
+    templates: tuple[str, ...] = ()
+    classes: Literal["captions", "groups"] = "captions"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sought:
+    """The one number that a run on captioned pictures is judged by: Recall@k of a direction, on the first of the splits."""
+
+    direction: Direction = "image_to_text"
+    k: Positive = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Retrieve:
+    """What is measured of data that are pictures and their texts: which texts a picture finds, and which pictures a text finds.
+
+    Attributes:
+        splits: Of the data set; the first has the headline number.
+        k: Recall is reported at each: the share of the queries that find any of their partners within the first k.
+        bootstrap: Resamplings for the intervals; 0: no intervals.
+        batch_size: Pictures or texts encoded at once, and pairs matched at once.
+        examples: Queries of each direction that the report shows with what they find.
+        rerank: How many of the nearest are scored again by a model that matches; 0: none.
+        captions: Pictures of each split that a model which writes captions describes; or ``all``.
+        decode: How captions are written.
+        prompt: What each caption goes on from, "a picture of"; it is part of the caption.
+        zeroshot: Classes by their names.
+        main: The headline number.
+    """
+
+    splits: tuple[str, ...] = ("test",)
+    k: tuple[Positive, ...] = (1, 5, 10)
+    bootstrap: NotNegative = 1000
+    batch_size: Positive = 256
+    examples: NotNegative = 6
+    rerank: NotNegative = 0
+    captions: NotNegative | Literal["all"] = 0
+    decode: Decoding = Decoding()
+    prompt: str = ""
+    zeroshot: Zeroshot = Zeroshot()
+    main: Sought = Sought()
