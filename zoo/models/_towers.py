@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
@@ -14,8 +15,8 @@ from zoo.encoders._image import HALF, ImageProcessor
 from zoo.encoders._open_clip import OpenClipEncoder
 from zoo.encoders.timm import TimmEncoder
 from zoo.errors import ZooError
-from zoo.types import Batch, ModalityInputs, Tokens
-from zoo.vocabulary import Vocabulary
+from zoo.types import Batch, ModalityInputs, Remote, Tokens
+from zoo.vocabulary import Vocabulary, is_shipped
 
 Activation = Literal["gelu", "quick_gelu"]
 
@@ -37,6 +38,8 @@ class Texts(NamedTuple):
     width: int
     layers: int
     heads: int
+    hidden: int | None = None  # as above
+    init: float = 0.02  # standard deviation of the first embeddings; 1 / sqrt(width) for a narrow one, which learns nothing from smaller
 
 
 class TextTower(nn.Module):
@@ -60,9 +63,12 @@ class TextTower(nn.Module):
             width=size.width,
             heads=size.heads,
             layers=size.layers,
+            mlp_ratio=(size.hidden or 4 * size.width) / size.width,
             proj_type="none",
             act_layer=QuickGELU if activation == "quick_gelu" else nn.GELU,
         )
+        nn.init.normal_(self.model.token_embedding.weight, std=size.init)
+        nn.init.normal_(self.model.positional_embedding, std=size.init / 2)
         self.dim, self._end = size.width, end
 
     def forward(self, x: ModalityInputs) -> Tokens:
@@ -133,6 +139,12 @@ def table_of(model: str, words: Vocabulary, vocab_size: int | None) -> int:
             f"{model}: vocab_size {vocab_size} is too small: the vocabulary {words.name!r} has {words.size} ids; write that, or more"
         )
     return vocab_size or words.size
+
+
+def remote_words(settings: Mapping[str, Any]) -> list[Remote]:
+    """What a model reads from a hub for its setting ``vocabulary``."""
+    spec = settings["vocabulary"]
+    return [Remote("tokenizer", spec, ("tokenizer.json",))] if isinstance(spec, str) and not is_shipped(spec) else []
 
 
 def looked_and_read(model: Any, batch: Batch) -> tuple[Tokens, Tokens]:

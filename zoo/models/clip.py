@@ -10,10 +10,10 @@ from torch import nn
 from zoo.config import EncoderSpec, FusionSpec, Positive
 from zoo.joints import compose
 from zoo.models._pictures import CaptionProcessor, PictureTextModel, PictureTextProcessor
-from zoo.models._towers import Activation, Pictures, Texts, TextTower, clip_pictures, looked_and_read, projection, table_of
+from zoo.models._towers import Activation, Pictures, Texts, TextTower, clip_pictures, looked_and_read, projection, remote_words, table_of
 from zoo.registry import make, register
-from zoo.types import Batch, ModalityInputs, ModelOutput, Remote, Tokens
-from zoo.vocabulary import Vocabulary, is_shipped, make_vocabulary
+from zoo.types import Batch, ModalityInputs, ModelOutput, Tokens
+from zoo.vocabulary import Vocabulary, make_vocabulary
 
 JOINTS: dict[str, str | None] = {"schedule": "joint"}
 
@@ -30,7 +30,7 @@ class Size(NamedTuple):
 
 
 SIZES = {
-    "tiny": Size(Pictures(64, 8, 64, 4, 4), Texts(64, 2, 4), 64, 32, "small", "gelu"),
+    "tiny": Size(Pictures(64, 16, 64, 4, 4), Texts(64, 2, 4, init=0.125), 64, 32, "small", "gelu"),
     "vit_b_32": Size(Pictures(224, 32, 768, 12, 12), Texts(512, 12, 8), 512, 77, "clip", "quick_gelu"),
     "vit_b_16": Size(Pictures(224, 16, 768, 12, 12), Texts(512, 12, 8), 512, 77, "clip", "quick_gelu"),
     "vit_l_14": Size(Pictures(224, 14, 1024, 24, 16), Texts(768, 12, 12), 768, 77, "clip", "quick_gelu"),
@@ -71,18 +71,13 @@ class Clip(PictureTextModel):
         return ModelOutput(vectors, {"image": seen.present, "text": words.present}, tokens={"image": seen, "text": words})
 
 
-def _remote(settings: Mapping[str, Any]) -> list[Remote]:
-    spec = settings["vocabulary"]
-    return [Remote("tokenizer", spec, ("tokenizer.json",))] if isinstance(spec, str) and not is_shipped(spec) else []
-
-
 @register(
     "model",
     "clip",
     joints=JOINTS,
     paper="Radford et al., Learning transferable visual models from natural language supervision, 2021, https://arxiv.org/abs/2103.00020",
     licence="of weights that are loaded: see their card",
-    remote=_remote,
+    remote=remote_words,
 )
 def clip(
     *,
