@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 TRITON36 ?= .venv-triton36
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
-.PHONY: venv demo test test-slow bench venv-triton36 aot lint format types clean
+.PHONY: venv demo test test-slow bench venv-triton36 aot golden lint format types clean
 
 venv: $(STAMP)
 
@@ -40,6 +40,9 @@ $(TRITON36)/.installed: benchmarks/triton36.txt
 
 aot: $(STAMP) $(TRITON36)/.installed
 	$(BIN)/python benchmarks/aot.py --python $(TRITON36)/bin/python --jobs $(WORKERS)
+
+golden: $(STAMP)
+	$(BIN)/python tools/lavis_reference.py --env .venv-lavis --out tests/golden
 
 lint: $(STAMP)
 	$(BIN)/ruff check
