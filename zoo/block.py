@@ -52,21 +52,17 @@ class Past(NamedTuple):
 class Block(nn.Module):
     """Self-attention, perhaps cross-attention, feed-forward; pre- or post-norm.
 
-    Parameters are named plainly. A sub-layer that is a bank has one more step, the expert's name:
-    ``norm1.weight`` or ``norm1.text.weight``.
+    Parameters are named plainly; a sub-layer that is a bank has one more step, the expert's name (``norm1.weight``, ``norm1.text.weight``)::
 
-    ==================================================  ===============================================
-    ``norm1`` ``norm2``                                  of attention and of the feed-forward
-    ``qkv.weight`` (3 D, D), ``qkv.bias`` (3 D)          queries, keys, values in this order; with ``bias="qv"`` the biases are
-                                                         ``qkv.q_bias`` and ``qkv.v_bias`` (D)
-    ``inner_norm``, ``out``                              on what the heads read
-    ``ffn.fc1``, ``ffn.inner_norm``, ``ffn.fc2``         feed-forward
-    ``scale1``, ``scale2`` (D)                           LayerScale
-    ``cross.norm``, ``cross.memory_norm``                of cross-attention, and of what it reads
-    ``cross.q`` (D, D), ``cross.kv`` (2 D, memory_dim)   queries; keys and values in this order
-    ``cross.out``, ``cross.scale``                       as above
-    ``cross.ffn_norm``, ``cross.ffn``, ``cross.ffn_scale``  with ``cross_ffn``
-    ==================================================  ===============================================
+        norm1, norm2                  of attention and of the feed-forward
+        qkv                           weight (3 D, D) and bias: queries, keys, values; with bias="qv" the biases are q_bias and v_bias
+        inner_norm, out               on what the heads read
+        ffn.fc1, .inner_norm, .fc2    feed-forward
+        scale1, scale2                LayerScale, (D,) without a step below
+        cross.norm, .memory_norm      of cross-attention, and of what it reads
+        cross.q, .kv                  queries (D, D); keys, values (2 D, memory_dim)
+        cross.out, .scale             as above
+        cross.ffn_norm, .ffn, .ffn_scale    with cross_ffn
 
     Args:
         shape: What it is like.
