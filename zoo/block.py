@@ -52,7 +52,7 @@ class Past(NamedTuple):
 class Block(nn.Module):
     """Self-attention, perhaps cross-attention, feed-forward; pre- or post-norm.
 
-    Parameters are named plainly; a sub-layer that is a bank has one more step, the expert's name (``norm1.weight``, ``norm1.text.weight``)::
+    Parameters are named plainly; a bank has one more step, the expert's name (``norm1.weight``, ``norm1.text.weight``)::
 
         norm1, norm2                  of attention and of the feed-forward
         qkv                           weight (3 D, D) and bias: queries, keys, values; with bias="qv" the biases are q_bias and v_bias
