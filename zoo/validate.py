@@ -159,6 +159,11 @@ def without_pretrained(kind: str, spec: Any, cache: Path, notes: list[str]) -> d
                 notes.append(
                     f"the tokenizer {each.repo} is not here (zoo fetch): texts are counted in bytes, and are longer than in training"
                 )
+        if kind == "model" and each.role == "tokenizer":
+            out["vocabulary"] = "small" if folder is None else str(folder)
+            if folder is None:
+                table = "" if chosen.get("vocab_size") else "; the table of words has its size, where the recipe says no vocab_size"
+                notes.append(f"the vocabulary {each.repo} is not here (zoo fetch): texts are cut as by the one named small{table}")
         if kind == "backbone" and each.role == "config" and folder is not None:
             out["config"] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     out |= {"device": "meta"} if "device" in takes else {}

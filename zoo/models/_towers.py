@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import timm
 import torch
 from open_clip.transformer import QuickGELU, TextTransformer, VisionTransformer
-from torch import Tensor, nn
+from torch import nn
 
 from zoo.encoders._image import HALF, ImageProcessor
 from zoo.encoders._open_clip import OpenClipEncoder
 from zoo.encoders.timm import TimmEncoder
 from zoo.errors import ZooError
-from zoo.types import Batch, ModalityInputs, Remote, Tokens
-from zoo.vocabulary import Vocabulary, is_shipped
+from zoo.models._bert import nothing
+from zoo.types import Batch, ModalityInputs, Tokens
+from zoo.vocabulary import Vocabulary
 
 Activation = Literal["gelu", "quick_gelu"]
 
@@ -141,21 +141,8 @@ def table_of(model: str, words: Vocabulary, vocab_size: int | None) -> int:
     return vocab_size or words.size
 
 
-def remote_words(settings: Mapping[str, Any]) -> list[Remote]:
-    """What a model reads from a hub for its setting ``vocabulary``."""
-    spec = settings["vocabulary"]
-    return [Remote("tokenizer", spec, ("tokenizer.json",))] if isinstance(spec, str) and not is_shipped(spec) else []
-
-
 def looked_and_read(model: Any, batch: Batch) -> tuple[Tokens, Tokens]:
     """What a model makes of the pictures and of the texts of a batch; of a side that no row has, nothing."""
-    B, device = next((len(x.values), x.values.device) for x in batch.inputs.values())
-    looked = model.look(batch.inputs["image"]) if "image" in batch.inputs else _nothing(B, model.vision.dim, device)
-    return looked, model.read(batch.inputs["text"]) if "text" in batch.inputs else _nothing(B, model.text.dim, device)
-
-
-def _nothing(B: int, dim: int, device: torch.device) -> Tokens:
-    """Of each row one token that is not there."""
-    zeros: Tensor = torch.zeros(B, 1, dim, device=device)
-    nobody = torch.zeros(B, 1, dtype=torch.bool, device=device)
-    return Tokens(zeros, nobody, zeros[:, 0], nobody[:, 0])
+    one = next(iter(batch.inputs.values()))
+    looked = model.look(batch.inputs["image"]) if "image" in batch.inputs else nothing(one, model.vision.dim)
+    return looked, model.read(batch.inputs["text"]) if "text" in batch.inputs else nothing(one, model.text.dim)

@@ -9,8 +9,9 @@ from torch import nn
 
 from zoo.config import EncoderSpec, FusionSpec, Positive
 from zoo.joints import compose
+from zoo.models._bert import remote_words
 from zoo.models._pictures import CaptionProcessor, PictureTextModel, PictureTextProcessor
-from zoo.models._towers import Activation, Pictures, Texts, TextTower, clip_pictures, looked_and_read, projection, remote_words, table_of
+from zoo.models._towers import Activation, Pictures, Texts, TextTower, clip_pictures, looked_and_read, projection, table_of
 from zoo.registry import make, register
 from zoo.types import Batch, ModalityInputs, ModelOutput, Tokens
 from zoo.vocabulary import Vocabulary, make_vocabulary

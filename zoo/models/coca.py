@@ -14,8 +14,9 @@ from zoo.config import EncoderSpec, FusionSpec, Positive
 from zoo.errors import ZooError
 from zoo.joints import Trunk as Plugin
 from zoo.joints import compose
+from zoo.models._bert import remote_words
 from zoo.models._pictures import CaptionProcessor, PictureTextModel, PictureTextProcessor
-from zoo.models._towers import Pictures, Texts, clip_pictures, looked_and_read, plain_pictures, projection, remote_words, table_of
+from zoo.models._towers import Pictures, Texts, clip_pictures, looked_and_read, plain_pictures, projection, table_of
 from zoo.registry import make, register
 from zoo.trunk import Cache, Shape, Trunk
 from zoo.types import Batch, ModalityInputs, ModelOutput, Tokens
