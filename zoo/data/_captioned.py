@@ -53,7 +53,7 @@ class Captioned:
         pictures: As they are read.
         picture_ids: (P,) their own names.
         captions: (C,) texts, none twice.
-        pairs: {split: (n, 2) int64 picture and caption}, ``train``, ``val`` and ``test`` at least.
+        pairs: {split: (n, 2) int64 picture and caption}; ``train``, ``val`` and ``test`` are empty where they are not named.
         kinds: (P,) what kind of picture each is, for reports; None: they are of no kinds.
         subject: (P,) int64, as of `zoo.types.CaptionedData`; None: pictures that share a caption have one, directly or through others.
         planted: {split: (n,) bool, the pairs whose caption was exchanged for another on purpose}; splits that are not named have none.
@@ -62,7 +62,7 @@ class Captioned:
         fingerprint: Of files and settings.
 
     Raises:
-        ZooError: If a split has no pair.
+        ZooError: If no split has a pair.
     """
 
     def __init__(
@@ -79,9 +79,9 @@ class Captioned:
         statistics: Mapping[str, Any],
         fingerprint: str,
     ) -> None:
-        if empty := [repr(name) for name in (*SPLITS, *pairs) if not len(pairs.get(name, ()))]:
-            has = ", ".join(f"{name} {len(found)}" for name, found in pairs.items())
-            raise ZooError(f"split {' and '.join(dict.fromkeys(empty))} has no pair of a picture and a text (pairs: {has})")
+        if not any(len(found) for found in pairs.values()):
+            raise ZooError(f"no split has a pair of a picture and a text (splits: {', '.join(pairs) or 'none'})")
+        pairs = {name: np.zeros((0, 2), dtype=np.int64) for name in SPLITS} | {**pairs}  # those to evaluate on may be all that is there
         self.pictures: Sequence[Row] = pictures
         self.picture_ids: Sequence[Any] = picture_ids
         self.captions: Sequence[str] = captions

@@ -1,0 +1,121 @@
+"""Raw pictures in, captions out; raw pictures and texts in, the chance that they belong together out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from zoo.abilities import Captioning, Matching
+from zoo.collate import processed, stack
+from zoo.errors import ZooError
+from zoo.generation import rows, write
+from zoo.models._encode import progress, to_device
+from zoo.sections import Decoding
+from zoo.types import Batch, Row, Tokens
+
+
+def check_able(model: Any, ability: Any, name: str) -> None:
+    """Whether a model can do what it is asked for.
+
+    Args:
+        model: Any.
+        ability: A Protocol of `zoo.abilities`.
+        name: Of the model, for the message.
+
+    Raises:
+        ZooError: If not.
+    """
+    if isinstance(model, ability):
+        return
+    does = {Captioning: "writes captions: take a BLIP or a CoCa", Matching: "tells whether picture and text match: take an ALBEF or a BLIP"}
+    raise ZooError(f"{name} is a {type(model).__name__}, which is no model that {does[ability]}")
+
+
+def caption(
+    model: Any,
+    pictures: Sequence[Row],
+    how: Decoding,
+    *,
+    prompt: str = "",
+    seed: int = 0,
+    first: int = 0,
+    batch_size: int = 32,
+    show_progress: bool | None = None,
+) -> list[str]:
+    """What a model writes of each picture.
+
+    Args:
+        model: Has `zoo.abilities.Captioning`.
+        pictures: Rows with ``image``, each read once.
+        how: The way words are chosen.
+        prompt: Words that each caption goes on from, and that stand at its beginning.
+        seed: Of the draws.
+        first: The number of the first picture: number and seed decide what is drawn.
+        batch_size: Pictures at a time.
+        show_progress: None: a bar when there are many and somebody watches.
+
+    Raises:
+        ZooError: If the model writes no captions, or a picture cannot be decoded.
+    """
+    check_able(model, Captioning, "this model")
+    end, begins, texts = model.vocabulary.role("end", "a caption"), model.vocabulary.encode(prompt), []
+    model.eval()
+    for start in progress(range(0, len(pictures), batch_size), "captions", show_progress):
+        seen = look(model, [pictures[i] for i in range(start, min(start + batch_size, len(pictures)))], start)
+        written = write(model, seen, how, end=end, prompt=begins, seed=seed, first=first + start)
+        texts += [model.vocabulary.decode([*begins, *ids]) for ids in written.ids]
+    return texts
+
+
+@torch.no_grad()
+def match(model: Any, pictures: Sequence[Row], pairs: np.ndarray, texts: Sequence[str], *, batch_size: int = 32) -> np.ndarray:
+    """The chance that each text is true of its picture, as the head of a `zoo.abilities.Matching` model says.
+
+    Args:
+        model: In eval mode.
+        pictures: (P) rows with ``image``, each read once.
+        pairs: (n, 2) int64 picture and text.
+        texts: (T)
+        batch_size: Pairs at a time.
+
+    Returns:
+        (n,) float64.
+
+    Raises:
+        ZooError: If the model has no such head, or a picture cannot be decoded.
+    """
+    check_able(model, Matching, "this model")
+    chances = np.zeros(len(pairs))
+    looked = [
+        look(model, [pictures[i] for i in range(at, min(at + batch_size, len(pictures)))], at) for at in range(0, len(pictures), batch_size)
+    ]
+    if not looked:
+        return chances
+    seen = Tokens(*(None if part[0] is None else torch.cat(part) for part in zip(*looked, strict=True)))  # type: ignore[arg-type]
+    for start in range(0, len(pairs), batch_size):
+        here = pairs[start : start + batch_size]
+        words = _inputs(model, [{"text": texts[int(i)]} for i in here[:, 1]], "text", start)
+        logits = model.match(model.hold(words, model.read(words)), rows(seen, torch.from_numpy(here[:, 0]).to(seen.tokens.device)))
+        chances[start : start + batch_size] = logits.double().softmax(-1)[:, 1].cpu().numpy()
+    return chances
+
+
+@torch.no_grad()
+def look(model: Any, pictures: Sequence[Row], first: int = 0) -> Tokens:
+    """What a model makes of raw pictures: its ``look``.
+
+    Raises:
+        ZooError: If one cannot be decoded.
+    """
+    return model.look(_inputs(model, [{"image": row.get("image")} for row in pictures], "image", first))
+
+
+def _inputs(model: Any, given: Sequence[Row], what: str, first: int) -> Any:
+    """(B) rows of which each has ``what``, as the model takes it."""
+    if lost := [i for i, row in enumerate(given, first) if not model.processor.sees(row)]:
+        raise ZooError(f"row {', '.join(map(str, lost[:5]))}: there is no {what}")
+    batch = Batch(stack([processed(model.processor, row, i) for i, row in enumerate(given, first)]))
+    return to_device(batch, next(model.parameters()).device).inputs[what]

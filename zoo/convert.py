@@ -1,0 +1,187 @@
+"""Weights of other programs as a model of the zoo, and back: nothing is lost in silence, and nothing half is written."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from zoo.errors import ZooError
+from zoo.files import write_json
+from zoo.foreign import Foreign, read_foreign
+from zoo.foreign_settings import bert_settings, side
+from zoo.hub import save
+from zoo.models import _bert_keys
+from zoo.registry import build
+from zoo.source import Source
+
+logger = logging.getLogger("zoo.convert")
+CONVERTED = "converted.json"  # beside the weights: where they come from
+_PLACES = ("vision.model.pos_embed", "vision.model.positional_embedding", "vision.encoder.model.positional_embedding")
+_SHOWN = 8  # names in a message
+
+
+class Converted(NamedTuple):
+    """What became of foreign weights."""
+
+    folder: Path
+    model: str
+    program: str  # that wrote them
+    settings: dict[str, Any]  # of the model
+    dropped: dict[str, str]  # names in the file of which nothing was made, and why
+    drawn: list[str]  # names in the model for which the file had nothing: they are as in a new one
+    resized: str  # how the positions of patches were, "" if they are as they were
+
+
+def convert(
+    source: str | Path,
+    out: str | Path,
+    *overrides: str,
+    to: str | None = None,
+    image_size: int | None = None,
+    logit_scale: float | None = None,
+) -> Converted | Path:
+    """Read weights of another program into a model folder; or, with ``to``, write a model folder as another program reads it.
+
+    Read are CLIP of OpenAI, open_clip and transformers, CoCa of open_clip, BLIP of Salesforce and of transformers (retrieval,
+    captioning), ALBEF of Salesforce. Which it is shows in the names of the weights, the size in their shapes.
+
+    Args:
+        source: A file, or a folder with a ``config.json``; with ``to``, a run folder.
+        out: A folder that does not exist yet.
+        *overrides: Settings of the model in the place of those that were inferred: ``"activation=gelu"``, ``"vocabulary=DIR"``.
+        to: ``open_clip``, ``hf_clip``, ``hf_blip_retrieval`` or ``hf_blip_captioning``.
+        image_size: The side of pictures, a multiple of that of a patch: positions are resized to it by bicubic interpolation. None: as
+            the weights have it.
+        logit_scale: With ``to``, the logarithm that CLIP multiplies cosines by, which here belongs to the objective; None: that of
+            the weights that the model was converted from, or where it was not, ln(1 / 0.07).
+
+    Returns:
+        What became of the weights; with ``to``, the folder.
+
+    Raises:
+        Failure: If a file is damaged, or none can be written.
+        ZooError: If there are no such weights, no model that is like them, names or shapes that do not fit, or ``out`` exists.
+    """
+    out = Path(out)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ZooError(f"{out} is there already: name a new folder")
+    if to is not None:
+        from zoo.unconvert import write_foreign  # what each direction imports takes seconds
+
+        if overrides or image_size is not None:
+            raise ZooError("with --to nothing but --logit-scale can be set: the model is as it is in its folder")
+        return write_foreign(source, out, to, logit_scale=logit_scale)
+    foreign = read_foreign(source)
+    program, name, settings, mapped = _mapped(foreign)
+    settings |= _overridden(overrides)
+    if image_size is not None:
+        settings |= _sized(settings, image_size)
+    model = build(name, **settings)
+    resized = _fit(model, mapped, foreign.path)
+    model.trained = True
+    left = {key: float(x) for key in mapped.dropped if (x := foreign.state[key]).numel() == 1 and x.is_floating_point()}
+    done = Converted(out, name, program, settings, dict(sorted(mapped.dropped.items())), mapped.absent, resized)
+    save(model, out)
+    write_json(out / CONVERTED, {**done._asdict(), "folder": None, "source": str(foreign.path), "left": left})
+    return done
+
+
+def _mapped(foreign: Foreign) -> tuple[str, str, dict[str, Any], _bert_keys.Mapped]:
+    """The program that wrote the weights, the model's name and settings, and the weights by its names.
+
+    Raises:
+        ZooError: If they are of no model that is known, or some are not known.
+    """
+    state = foreign.state
+    program = _bert_keys.spelling_of(state)
+    name, settings = bert_settings(program, foreign)
+    table = _bert_keys.entries_of(program, state)
+    mapped = _bert_keys.to_ours(state, table)
+    if mapped.absent:
+        raise ZooError(f"{foreign.path} has nothing for {_some(mapped.absent)} of the model {name}: the file is not whole")
+    if unexpected := [key for key, why in mapped.dropped.items() if why == "unknown"]:
+        raise ZooError(
+            f"{foreign.path} has {_some(unexpected)}, which {name} does not: it is another model, or a fine-tuning with more parts"
+        )
+    known = {entry.ours for entry in table}
+    whole = _bert_keys.entries_of("blip" if name == "blip" else "albef", [*state, *known])
+    return program, name, settings, mapped._replace(absent=sorted({entry.ours for entry in whole} - known))
+
+
+def _fit(model: Any, mapped: _bert_keys.Mapped, where: Path) -> str:
+    """Put the weights into the model, positions of patches resized to its own; what they were, in words.
+
+    Raises:
+        ZooError: If a name is missing that is not known to be, or shapes differ.
+    """
+    own, state, resized = model.state_dict(), dict(mapped.state), ""
+    for name in _PLACES:
+        if name in own and name in state and own[name].shape != state[name].shape:
+            resized = f"{tuple(state[name].shape)} to {tuple(own[name].shape)}"
+            state[name] = resampled(state[name], own[name].shape[-2])
+    missing = sorted(set(own) - set(state) - set(mapped.absent))
+    unexpected = sorted(set(state) - set(own))
+    wrong = [f"{n} {tuple(state[n].shape)}, not {tuple(own[n].shape)}" for n in state if n in own and state[n].shape != own[n].shape]
+    faults = [f"missing: {_some(missing)}"] if missing else []
+    faults += [f"not known: {_some(unexpected)}"] if unexpected else []
+    faults += [f"of another shape: {_some(wrong)}"] if wrong else []
+    if faults:
+        raise ZooError(f"{where} does not fit the model {model.spec['name']}:\n" + "\n".join(faults))
+    model.load_state_dict(own | state)
+    return resized
+
+
+def resampled(places: Tensor, count: int) -> Tensor:
+    """Positions of patches of a picture of another size, bicubic, each with its weight in all that it now stands for.
+
+    Args:
+        places: (1, N, D) or (N, D), a square of patches, perhaps with a class token before it, which stays as it is.
+        count: How many there shall be, with the class token if there was one.
+
+    Returns:
+        (1, count, D) or (count, D).
+
+    Raises:
+        ZooError: If either number is that of no square.
+    """
+    N = places.shape[-2]
+    first = 0 if round(N**0.5) ** 2 == N else 1
+    old, new = (side(n - first, Path("positions")) for n in (N, count))
+    token, grid = places[..., :first, :], places[..., first:, :].reshape(1, old, old, -1).permute(0, 3, 1, 2)
+    grid = F.interpolate(grid.float(), size=(new, new), mode="bicubic", antialias=True).to(places.dtype)
+    return torch.cat([token, grid.permute(0, 2, 3, 1).reshape(*places.shape[:-2], new * new, -1)], -2)
+
+
+def _sized(settings: Mapping[str, Any], image_size: int) -> dict[str, Any]:
+    if isinstance(settings.get("vision"), Mapping):
+        return {"vision": {**settings["vision"], "image_size": image_size}}
+    return {"image_size": image_size}
+
+
+def _overridden(overrides: tuple[str, ...]) -> dict[str, Any]:
+    """``key=value`` each.
+
+    Raises:
+        ZooError: If one is not so.
+    """
+    given, faults = {}, []
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        source = Source.read(f"setting {override!r}", text)
+        faults += [source.report(source.faults)] if source.faults else []
+        faults += [] if equals and text.strip() else [f"{source.name}: write key=value"]
+        given[key] = source.values
+    if faults:
+        raise ZooError("\n".join(faults))
+    return given
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more

@@ -1,0 +1,129 @@
+"""What a model of the zoo has to be like to hold the weights of another program, by their shapes and by the config beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from zoo.errors import ZooError
+from zoo.foreign import Foreign, layers
+from zoo.models import albef, blip
+from zoo.models._bert import picture_encoder
+from zoo.models._bert_keys import SPELLINGS, Program
+
+VITS = {  # width, side of a patch: timm's name, blocks, heads; all widen four times, with norms of eps 1e-6
+    (192, 16): ("vit_tiny_patch16_224", 12, 3),
+    (384, 16): ("vit_small_patch16_224", 12, 6),
+    (768, 16): ("vit_base_patch16_224", 12, 12),
+    (1024, 16): ("vit_large_patch16_224", 24, 16),
+}
+
+
+class Sight(NamedTuple):
+    """A vision transformer, as its weights show it."""
+
+    width: int
+    patch: int
+    blocks: int
+    image_size: int
+    hidden: int
+
+
+def bert_settings(program: Program, foreign: Foreign) -> tuple[str, dict[str, Any]]:
+    """The model's name and settings for weights of ALBEF or BLIP.
+
+    Raises:
+        ZooError: If no size that the zoo has is like them.
+    """
+    state, said, where = foreign.state, SPELLINGS[program], foreign.path
+    name, sizes = ("blip", blip.SIZES) if said.banked else ("albef", albef.SIZES)
+    stem = said.encoder or said.decoder
+    rows, width = _of(state, f"{stem}embeddings.word_embeddings.weight", where).shape
+    places = len(_of(state, f"{stem}embeddings.position_embeddings.weight", where))
+    hidden = len(_of(state, f"{stem}encoder.layer.0.intermediate.dense.weight", where))
+    blocks = layers(state, f"{stem}encoder.layer.")
+    cross = [i for i in range(blocks) if f"{stem}encoder.layer.{i}.crossattention.self.query.weight" in state]
+    sight = _sight(state, said.vision, where)
+    fits = {key: of for key, of in sizes.items() if (of.width, of.places, 4 * of.width) == (width, places, hidden)}
+    if not fits:
+        has = ", ".join(f"{key} {of.width} and {of.places}" for key, of in sizes.items())
+        raise ZooError(
+            f"{where}: its texts are {width} wide, {hidden} inside, with {places} places, and {name} has no such size (has: {has})"
+        )
+    vision = _encoder(sight, foreign, where)
+    size = next((key for key, of in fits.items() if of.vision.get("arch") == vision["arch"]), next(iter(fits)))
+    of = fits[size]
+    _same_heads(foreign.config.get("text_config", {}), of.heads, "texts", where)
+    settings: dict[str, Any] = {"size": size, "vision": vision, "vocab_size": rows, "layers": blocks}
+    if (proj := state.get("vision_proj.weight")) is not None:
+        settings["dim"] = len(proj)
+    if name == "albef":
+        settings["ends"] = False  # as its authors' tokenizer
+    settings |= _reads(cross, blocks, name)
+    if (where.parent / "tokenizer.json").is_file():
+        settings["vocabulary"] = str(where.parent)
+    return name, settings
+
+
+def _reads(cross: list[int], blocks: int, name: str) -> dict[str, Any]:
+    """Which blocks read the picture, if not those that the model would have on its own."""
+    first = cross[0] if cross else blocks
+    if first == (blocks // 2 if name == "albef" else 0):
+        return {}
+    return {"fusion": {"name": "cross_attention", "from_layer": first}}
+
+
+def _sight(state: Mapping[str, Tensor], style: str, where: Path) -> Sight:
+    stem, conv, place, blocks, inner = (
+        ("vision_model.", "embeddings.patch_embedding.weight", "embeddings.position_embedding", "encoder.layers.", "mlp.fc1.weight")
+        if style == "transformers"
+        else ("visual_encoder.", "patch_embed.proj.weight", "pos_embed", "blocks.", "mlp.fc1.weight")
+    )
+    width, _, patch, _ = _of(state, stem + conv, where).shape
+    grid = side(_of(state, stem + place, where).shape[1] - 1, where)
+    return Sight(width, patch, layers(state, stem + blocks), grid * patch, len(_of(state, f"{stem}{blocks}0.{inner}", where)))
+
+
+def _encoder(sight: Sight, foreign: Foreign, where: Path) -> dict[str, Any]:
+    """The picture encoder of timm that is like it.
+
+    Raises:
+        ZooError: If there is none.
+    """
+    found = VITS.get((sight.width, sight.patch))
+    if found is None or sight.blocks > found[1] or sight.hidden != 4 * sight.width:
+        has = ", ".join(f"{width} wide with patches of {patch} and up to {n} blocks" for (width, patch), (_, n, _) in VITS.items())
+        raise ZooError(
+            f"{where}: its picture encoder is {sight.width} wide, {sight.hidden} inside, with patches of {sight.patch} and {sight.blocks} "
+            f"blocks, and none is known that is so (known: {has})"
+        )
+    arch, blocks, heads = found
+    _same_heads(foreign.config.get("vision_config", {}), heads, "pictures", where)
+    return picture_encoder(arch, sight.image_size) | ({} if sight.blocks == blocks else {"layer": sight.blocks - 1})
+
+
+def side(places: int, where: Path) -> int:
+    """Of a square of that many patches.
+
+    Raises:
+        ZooError: If it is none.
+    """
+    found = round(places**0.5)
+    if found * found != places:
+        raise ZooError(f"{where}: {places} positions of patches make no square")
+    return found
+
+
+def _same_heads(config: Mapping[str, Any], heads: int, what: str, where: Path) -> None:
+    """Shapes do not tell how many heads there are; a config does."""
+    if (said := config.get("num_attention_heads", heads)) != heads:
+        raise ZooError(f"{where.parent / 'config.json'} says {said} heads for {what}, and models of these widths have {heads} here")
+
+
+def _of(state: Mapping[str, Tensor], name: str, where: Path) -> Tensor:
+    if name not in state:
+        raise ZooError(f"{where} has no {name}, and others of its model: the file is not whole")
+    return state[name]
