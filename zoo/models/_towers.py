@@ -121,6 +121,19 @@ def plain_pictures(size: Pictures) -> TimmEncoder:
     return TimmEncoder(visual, "the picture tower", pixels, layer=-1, keep_cls=True, final_norm=True, pool="mean", portable={})
 
 
+def sized(model: str, size: Pictures, image_size: int | None, vision: Any) -> Pictures:
+    """A picture tower for pictures of another size.
+
+    Raises:
+        ZooError: If patches do not fill it, or another encoder is named.
+    """
+    if image_size is not None and vision is not None:
+        raise ZooError(f"{model}: image_size is of the model's own picture tower: write it inside vision, as its setting")
+    if image_size is not None and image_size % size.patch:
+        raise ZooError(f"{model}: image_size {image_size} is no multiple of {size.patch}, the side of a patch")
+    return size._replace(image_size=image_size or size.image_size)
+
+
 def projection(width: int, dim: int) -> nn.Linear:
     """Without bias, drawn as CLIP's."""
     made = nn.Linear(width, dim, bias=False)

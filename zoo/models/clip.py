@@ -11,7 +11,7 @@ from zoo.config import EncoderSpec, FusionSpec, Positive
 from zoo.joints import compose
 from zoo.models._bert import remote_words
 from zoo.models._pictures import CaptionProcessor, PictureTextModel, PictureTextProcessor
-from zoo.models._towers import Activation, Pictures, Texts, TextTower, clip_pictures, looked_and_read, projection, table_of
+from zoo.models._towers import Activation, Pictures, Texts, TextTower, clip_pictures, looked_and_read, projection, sized, table_of
 from zoo.registry import make, register
 from zoo.types import Batch, ModalityInputs, ModelOutput, Tokens
 from zoo.vocabulary import Vocabulary, make_vocabulary
@@ -84,6 +84,7 @@ def clip(
     *,
     size: Literal["tiny", "vit_b_32", "vit_b_16", "vit_l_14", "vit_l_14_336", "vit_h_14"] = "tiny",
     vision: EncoderSpec | None = None,
+    image_size: Positive | None = None,
     vocabulary: str | dict[str, Any] | None = None,
     vocab_size: Positive | None = None,
     length: Positive | None = None,
@@ -100,6 +101,7 @@ def clip(
     Args:
         size: Of the towers; the settings below that are None are as it was published.
         vision: Another picture encoder in the place of the picture tower; its ``pooled`` is projected.
+        image_size: Side of pictures, a multiple of that of a patch; of the picture tower, so not where ``vision`` names another one.
         vocabulary: ``small``, ``clip``, or a repository or folder of a fast tokenizer with ids that start and end a text.
         vocab_size: Rows of the table of words, at least as many as the vocabulary has; None: as many.
         length: Ids of the longest text, its start and end included.
@@ -108,12 +110,14 @@ def clip(
         fusion: A plug-in for the joint schedule.
 
     Raises:
-        ZooError: If a fusion does not fit, the vocabulary cannot be had or lacks what starts and ends a text, or the table is too small.
+        ZooError: If a fusion does not fit, the vocabulary cannot be had or lacks what starts and ends a text, the table is too small, or
+            pictures are of a side that patches do not fill.
     """
     joints, of = compose(fusion, "clip", JOINTS), SIZES[size]
     words = make_vocabulary(of.vocabulary if vocabulary is None else vocabulary)
     table, longest, act = table_of("clip", words, vocab_size), length or of.length, activation or of.activation
-    looks = make("encoder", vision) if vision is not None else clip_pictures(of.pictures, act, final_norm=True)
+    pictures = sized("clip", of.pictures, image_size, vision)
+    looks = make("encoder", vision) if vision is not None else clip_pictures(pictures, act, final_norm=True)
     reads = TextTower(of.texts, table, longest, words.role("end", "clip"), act)
     processor = PictureTextProcessor(looks.processor, CaptionProcessor(words, longest))
     width = dim or of.dim

@@ -16,7 +16,7 @@ from zoo.joints import Trunk as Plugin
 from zoo.joints import compose
 from zoo.models._bert import remote_words
 from zoo.models._pictures import CaptionProcessor, PictureTextModel, PictureTextProcessor
-from zoo.models._towers import Pictures, Texts, clip_pictures, looked_and_read, plain_pictures, projection, table_of
+from zoo.models._towers import Pictures, Texts, clip_pictures, looked_and_read, plain_pictures, projection, sized, table_of
 from zoo.registry import make, register
 from zoo.trunk import Cache, Shape, Trunk
 from zoo.types import Batch, ModalityInputs, ModelOutput, Tokens
@@ -220,6 +220,7 @@ def coca(
     *,
     size: Literal["tiny", "vit_b_32", "vit_l_14", "base", "large", "huge"] = "tiny",
     vision: EncoderSpec | None = None,
+    image_size: Positive | None = None,
     vocabulary: str | dict[str, Any] | None = None,
     vocab_size: Positive | None = None,
     length: Positive | None = None,
@@ -239,6 +240,7 @@ def coca(
     Args:
         size: Of all parts; the settings below that are None are as it was published.
         vision: Another picture encoder in the place of the picture tower; its tokens are pooled.
+        image_size: Side of pictures, a multiple of that of a patch; of the picture tower, so not where ``vision`` names another one.
         vocabulary: ``small``, ``clip``, or a repository or folder of a fast tokenizer with ids that start and end a text. The paper's own
             was not released.
         vocab_size: Rows of the table of words, at least as many as the vocabulary has; None: as many, or as the paper's where that is
@@ -250,14 +252,16 @@ def coca(
         fusion: Plug-ins for the joints trunk, schedule. ``from_layer`` of ``cross_attention`` moves the border of the halves.
 
     Raises:
-        ZooError: If a fusion does not fit, the vocabulary cannot be had or lacks what starts and ends a text, or the table is too small.
+        ZooError: If a fusion does not fit, the vocabulary cannot be had or lacks what starts and ends a text, the table is too small, or
+            pictures are of a side that patches do not fill.
     """
     joints, of = compose(fusion, "coca", JOINTS), SIZES[size]
     layers, paper = of.texts.layers + of.captions, of.form == "paper"
     first = _border(joints.make("trunk", layers, of.texts.layers), layers)
     words, longest, width = make_vocabulary(of.vocabulary if vocabulary is None else vocabulary), length or of.length, dim or of.dim
     table = table_of("coca", words, vocab_size or max(words.size, of.vocab_size or 0))
-    tower = plain_pictures(of.pictures) if paper else clip_pictures(of.pictures, "gelu", final_norm=False)
+    pictures = sized("coca", of.pictures, image_size, vision)
+    tower = plain_pictures(pictures) if paper else clip_pictures(pictures, "gelu", final_norm=False)
     looks = Pooled(tower if vision is None else make("encoder", vision), of.form, of.texts.width, queries or of.queries, of.pooler_heads)
     shape = Shape(
         of.texts.width,
