@@ -193,7 +193,7 @@ def test_the_trusted_pairs_alone_can_be_what_is_learned_from(folder):
     everything, alone = emoji(folder, mismatch=0.5, trusted=0.3), emoji(folder, mismatch=0.5, trusted=0.3, learn="trusted")
     assert (alone.pairs("train") == everything.pairs("trusted")).all()
     assert not alone.planted("train").any()
-    with pytest.raises(ZooError, match="no training pair is trusted: write the share of those that are, trusted: 0.2"):
+    with pytest.raises(ZooError, match=r"no training pair is trusted: write the share of those that are, trusted: 0\.2"):
         emoji(folder, learn="trusted")
 
 

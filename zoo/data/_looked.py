@@ -47,7 +47,7 @@ def _look(path: Path) -> Look:
         return Look("there is no such file")
     except OSError as e:
         return Look(f"cannot be read ({e.strerror})")
-    seen = _recording(content) if path.suffix.lower() == ".wav" else _picture(content)
+    seen = _recording(content) if path.suffix.lower() == ".wav" else look_into(content)
     return seen._replace(sha256=hashlib.sha256(content).digest())
 
 
@@ -63,7 +63,8 @@ def _recording(content: bytes) -> Look:
     return Look(samples=samples, rate=rate)
 
 
-def _picture(content: bytes) -> Look:
+def look_into(content: bytes) -> Look:
+    """The bytes of a picture, decoded; the hash is left out."""
     try:
         with Image.open(BytesIO(content)) as opened:
             check_size(opened)
