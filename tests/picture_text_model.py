@@ -14,12 +14,12 @@ WORDS = 40  # ids 4..39; an odd one goes on with the word of the one before it
 class Vocabulary:
     """Ids without words."""
 
-    size = WORDS
+    size = own = WORDS
 
     def __init__(self) -> None:
         self.roles = {"pad": PAD, "start": START, "end": END, "mask": MASK, "encode": None, "decode": None}
 
-    def pieces_of_words(self, ids: list[int]) -> list[int]:
+    def words(self, ids: list[int]) -> list[int]:
         words, number = [], -1
         for place, each in enumerate(ids):
             number += place == 0 or each % 2 == 0

@@ -57,7 +57,7 @@ def test_roles_are_no_words_that_a_text_can_write():
 def test_roles_of_the_small_one():
     made = make_vocabulary("small")
     assert [made.role(name, "a test") for name in ("pad", "start", "end", "mask", "decode", "encode")] == [0, 2, 3, 4, 5000, 5001]
-    assert made.size == 5002
+    assert (made.own, made.size) == (5000, 5002)
     assert made.decode([2, *made.encode("cat"), 5001, 3, 0, 0]) == "cat"
 
 

@@ -27,6 +27,7 @@ class Pieces(Protocol):
     """What cuts texts into the pieces of a fixed list; it is pickled on the way to the data loader's workers."""
 
     size: int  # one more than the largest id
+    own: int  # the same without the roles that were added behind its list
     roles: Mapping[str, int | None]  # by the names of `ROLES`
 
     def encode(self, text: str) -> list[int]:
@@ -58,6 +59,11 @@ class Vocabulary:
     def size(self) -> int:
         """One more than the largest id."""
         return self._pieces.size
+
+    @property
+    def own(self) -> int:
+        """The same without the roles that were added behind its list: what a model needs that neither writes nor reads as BLIP does."""
+        return self._pieces.own
 
     @property
     def roles(self) -> Mapping[str, int | None]:
@@ -120,7 +126,7 @@ class FastPieces:
         self._inner.no_truncation()
         self._inner.no_padding()
         vocabulary = self._inner.get_vocab()
-        self.size = self._known = 1 + max(vocabulary.values())
+        self.size = self.own = 1 + max(vocabulary.values())
         roles = {role: next((vocabulary[t] for t in names if t in vocabulary), None) for role, names in ROLES.items()}
         if roles["start"] is not None and roles["decode"] is None:
             roles |= {"decode": self.size, "encode": self.size + 1}
@@ -135,7 +141,7 @@ class FastPieces:
 
     def decode(self, ids: list[int]) -> str:
         """The text of ids."""
-        return str(self._inner.decode([i for i in ids if i < self._known]))
+        return str(self._inner.decode([i for i in ids if i < self.own]))
 
     def begins(self, ids: Sequence[int]) -> list[bool]:
         """Whether each id begins a word: it is written without ``##``."""
@@ -153,7 +159,7 @@ class ClipPieces:
         from open_clip.tokenizer import SimpleTokenizer  # open_clip takes seconds to import
 
         self._inner = SimpleTokenizer()
-        self.size = int(self._inner.vocab_size)
+        self.size = self.own = int(self._inner.vocab_size)
         self.roles: Mapping[str, int | None] = {
             **dict.fromkeys(ROLES),
             "pad": 0,

@@ -30,6 +30,7 @@ class Size(NamedTuple):
     init: float  # standard deviation of the first weights
     vocabulary: str
     vision: Mapping[str, Any]
+    hidden: int | None = None  # inside the feed-forward; None: four times the width
 
 
 def picture_encoder(arch: str, image_size: int) -> dict[str, Any]:
@@ -105,6 +106,7 @@ def shape_of(size: Size, vision_dim: int) -> Shape:
     return Shape(
         size.width,
         size.heads,
+        size.hidden,
         norm="post",
         eps=EPS,
         memory_dim=vision_dim,
@@ -126,8 +128,7 @@ def rows_of_table(model: str, words: Vocabulary, vocab_size: int | None, *, role
     Raises:
         ZooError: If the words do not fit into it.
     """
-    added = {words.roles["decode"], words.roles["encode"]}
-    needed = words.size if roles or added != {words.size - 2, words.size - 1} else words.size - 2
+    needed = words.size if roles else words.own
     if vocab_size is not None and vocab_size < needed:
         raise ZooError(
             f"{model}: vocab_size {vocab_size} is too small: the vocabulary {words.name!r} needs {needed} rows; write that, or more"

@@ -122,7 +122,7 @@ def choose(text: ModalityInputs, vocabulary: Any, rate: float, whole_words: bool
 
 def hide(ids: Tensor, chosen: Tensor, vocabulary: Any) -> Tensor:
     """(B, N) ids with those chosen masked, replaced or left, by torch's own generator."""
-    fate, anything = torch.rand(ids.shape, device=ids.device), torch.randint_like(ids, vocabulary.size)
+    fate, anything = torch.rand(ids.shape, device=ids.device), torch.randint_like(ids, vocabulary.own)
     masked = torch.where(chosen & (fate < HIDDEN), vocabulary.roles["mask"], ids)
     return torch.where(chosen & (fate >= HIDDEN) & (fate < HIDDEN + RANDOM), anything, masked)
 
@@ -133,7 +133,7 @@ def _first_pieces(ids: Tensor, real: Tensor, vocabulary: Any) -> Tensor:
     for row, (numbers, is_real) in enumerate(zip(ids.tolist(), real.tolist(), strict=True)):
         places = [i for i, here in enumerate(is_real) if here]
         first: dict[int, int] = {}
-        for place, word in zip(places, vocabulary.pieces_of_words([numbers[i] for i in places]), strict=True):
+        for place, word in zip(places, vocabulary.words([numbers[i] for i in places]), strict=True):
             begin[row, place] = first.setdefault(word, place)
     return begin.to(ids.device)
 
