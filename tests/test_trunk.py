@@ -216,9 +216,10 @@ def test_torch_decoder_layer(dtype, norm):
 
 
 @dtypes
-def test_open_clip_multimodal_transformer(dtype):
+@pytest.mark.parametrize("scale", [None, 0.1])
+def test_open_clip_multimodal_transformer(dtype, scale):
     """CoCa's: a causal block, then one that reads the picture, each with a feed-forward."""
-    theirs = MultimodalTransformer(D, 2, HEADS, context_length=N, mlp_ratio=HIDDEN / D)
+    theirs = MultimodalTransformer(D, 2, HEADS, context_length=N, mlp_ratio=HIDDEN / D, ls_init_value=scale)
     theirs.text_projection = None
 
     def names(w):
@@ -235,10 +236,15 @@ def test_open_clip_multimodal_transformer(dtype):
                 new = {"norm1": "norm", "norm2": "ffn_norm"}.get(new, new)
                 ours |= under(f"blocks.{i}.cross.{new}", fuse(w, cross + old))
             ours |= under(f"blocks.{i}.cross.memory_norm", fuse(w, f"{cross}ln_1_kv"))
+            if scale is not None:
+                scales = {"scale1": f"{own}ls_1", "scale2": f"{own}ls_2", "cross.scale": f"{cross}ls_1", "cross.ffn_scale": f"{cross}ls_2"}
+                ours |= {f"blocks.{i}.{new}": w[f"{old}.gamma"] for new, old in scales.items()}
         return ours
 
     agree(
-        Trunk(Shape(D, HEADS, HIDDEN, eps=1e-5, memory_norm=True, cross_ffn=True), 2, cross_layers=[0, 1], final_norm=True),
+        Trunk(
+            Shape(D, HEADS, HIDDEN, eps=1e-5, layer_scale=scale, memory_norm=True, cross_ffn=True), 2, cross_layers=[0, 1], final_norm=True
+        ),
         theirs,
         names,
         lambda t, x: t(x[0], attend="causal", memory=x[1]),
@@ -357,6 +363,8 @@ class TestRoutes:
             assert torch.equal(trunk(x, route=kind), plain(x))
             assert torch.equal(trunk(x, route=[(kind, N)]), plain(x))
             assert torch.equal(trunk(x, route=[(kind, 3), (kind, 0), (kind, 4)]), plain(x))
+        split = [("image", 1), ("image", 3), ("text", 2), ("text", 1)]
+        assert torch.equal(trunk(x, route=split), trunk(x, route=STRETCHES))
 
     def test_experts_of_equal_weights_are_one(self):
         trunk, x = self.multiway(), tokens(dtype=torch.float64)
@@ -517,15 +525,16 @@ class TestCache:
     def test_beit_3_writes_at_a_mask_that_is_forgotten(self):
         """Captioning: the picture first, then words one by one, each guessed at a [MASK] whose keys are dropped."""
         trunk = heat(Trunk(MULTIWAY, 2, banks=EVERYTHING))
-        x, guess = tokens(), tokens(B, 1, seed=5)
-        _, cache = trunk(x[:, :4], route="image", attend=4, cache=Cache())
+        x, guess, mask = tokens(), tokens(B, 1, seed=5), torch.arange(N + 1) != torch.tensor([9, 1, 3])[:, None]
+        _, cache = trunk(x[:, :4], mask[:, :4], route="image", attend=4, cache=Cache())
         for place in range(4, N):
             out, cache = trunk(
                 torch.cat([x[:, place - 1 : place] if place > 4 else x[:, :0], guess], 1), route="text", attend=4, cache=cache
             )
             cache = cache.upto(place)
             assert cache.length == place
-            whole = trunk(torch.cat([x[:, :place], guess], 1), route=[("image", 4), ("text", place - 3)], attend=4)
+            assert cache.mask.shape == (B, place)
+            whole = trunk(torch.cat([x[:, :place], guess], 1), mask[:, : place + 1], route=[("image", 4), ("text", place - 3)], attend=4)
             torch.testing.assert_close(out[:, -1], whole[:, -1], rtol=0, atol=2e-6)
 
     @pytest.mark.parametrize("sizes", [[4, 1, 1, 1], [4, 3]])
@@ -591,11 +600,20 @@ def test_recomputed_activations_give_the_same_gradients():
     torch.testing.assert_close(*found, rtol=0, atol=0)
 
 
-def test_dropout_is_of_training_alone():
-    trunk = heat(Trunk(BERT._replace(dropout=0.5, attention_dropout=0.5), 1))
-    assert torch.equal(trunk(tokens()), trunk(tokens()))
-    trunk.train()
-    assert not torch.equal(trunk(tokens()), trunk(tokens()))
+@pytest.mark.parametrize("kind", ["dropout", "attention_dropout"])
+def test_dropout_is_of_training_alone(kind):
+    """Of every sub-layer: each is the only one that says anything in turn."""
+    for speaks in ("out", "ffn.fc2", "cross.out", "cross.ffn.fc2"):
+        trunk = heat(Trunk(Shape(D, HEADS, cross_ffn=True)._replace(**{kind: 0.5}), 1, cross_layers=[0]))
+        for name in {"out", "ffn.fc2", "cross.out", "cross.ffn.fc2"} - {speaks}:
+            layer = trunk.blocks[0].get_submodule(name)
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
+        x, memory = tokens(), tokens(B, M, seed=2)
+        assert torch.equal(trunk(x, memory=memory), trunk(x, memory=memory))
+        trunk.train()
+        drops = kind == "dropout" or not speaks.endswith("fc2")
+        assert torch.equal(trunk(x, memory=memory), trunk(x, memory=memory)) != drops, speaks
 
 
 def test_names_are_plain():
