@@ -34,7 +34,7 @@ BORROWED = ("torch", "torchvision", "numpy", "pandas", "safetensors", "requests"
 
 def build(env: Path) -> Path:
     """Make the environment, or leave one alone that holds just these packages; its interpreter."""
-    python, stamp = env / "bin" / "python", env / ".installed"
+    python, stamp = env / "bin" / "python", env / ".lavis"
     wanted = "\n".join((*PINNED, *_borrowed()))
     if stamp.is_file() and stamp.read_text() == wanted:
         return python
@@ -42,12 +42,16 @@ def build(env: Path) -> Path:
         raise SystemExit(
             f"LAVIS' tokenizers has wheels up to Python 3.11, and this is {sys.version.split()[0]}: run this with a Python 3.11"
         )
+    if env.is_dir() and any(env.iterdir()) and not stamp.is_file():
+        raise SystemExit(f"{env} holds something else: give --env a folder that is not there, such as .venv-lavis")
     if missing := [name for name in BORROWED if not _stands(name)]:
         raise SystemExit(
             f"{sys.executable} lacks {', '.join(missing)}, which LAVIS borrows: run this with the Python that `make venv` filled"
         )
     print(f"Installing salesforce-lavis 1.0.2 into {env}: 110 MB on disk.", flush=True)
-    _run([sys.executable, "-m", "venv", "--without-pip", "--clear", str(env)], f"no environment could be made at {env}")
+    env.mkdir(parents=True, exist_ok=True)
+    stamp.write_text("")  # ours, also if what follows is interrupted
+    _run([sys.executable, "-m", "venv", "--without-pip", str(env)], f"no environment could be made at {env}")
     install = [sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet", "--disable-pip-version-check", "--no-deps"]
     _run([*install, *PINNED], "pip could not install LAVIS' packages; with what it says above repaired, run this again")
     packages = _run(
