@@ -64,7 +64,7 @@ class TestMasking:
         apart = 0
         for ids, mask, row in zip(self.TEXT.values[:300].tolist(), self.TEXT.mask[:300].tolist(), chosen[:300].tolist(), strict=True):
             places = [i for i, (number, real) in enumerate(zip(ids, mask, strict=True)) if real and number not in SPECIALS]
-            words = Vocabulary().pieces_of_words([ids[i] for i in places])
+            words = Vocabulary().words([ids[i] for i in places])
             for word in {*words}:
                 pieces = {row[i] for i, w in zip(places, words, strict=True) if w == word}
                 assert len(pieces) == 1

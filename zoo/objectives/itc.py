@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -39,8 +39,8 @@ class Itc(nn.Module):
     gradient, and ``alpha`` of the target is the twin's own softmax over them, at the temperature of the student. The twin has followed
     the model before it is asked; its vectors enter the queues after the step, so that no row meets its own key twice.
 
-    Unlike in the papers, rows of one subject (``batch.ids``) are never negatives of each other, those in a queue included, nor are
-    known positives, and a pair of which one side is absent does not count. ALBEF searches the batch of its own process:
+    Unlike in the papers' pre-training, rows of one subject (``batch.ids``) are never negatives of each other, those in a queue included,
+    nor are known positives, and a pair of which one side is absent does not count. ALBEF searches the batch of its own process:
     ``across_processes: false``; the queues take in those of all processes either way.
 
     Args:
@@ -50,6 +50,8 @@ class Itc(nn.Module):
         clamp: Whether the temperature stays in 0.01..1 (log_scale, CLIP's) or in 0.001..0.5 (raw, ALBEF's).
         queue: Vectors that each of the two queues holds, a multiple of the batch; 65536 in ALBEF, 57600 in BLIP. 0: none.
         alpha: Share of the target that is the twin's, 0.4 in ALBEF and BLIP.
+        same: What rows of one subject are to each other. "apart": nothing. "positive": all equally right, as where ALBEF and BLIP are
+            fine-tuned for retrieval.
         ramp: Optimizer steps over which this share rises from 0: those of the first epoch in ALBEF, of the first two in BLIP.
         impl: What computes the loss: "reference", "chunked" or "triton"; "auto": triton where it runs, else chunked.
         precision: How triton forms float32 logits: "ieee", "tf32" or "3xtf32"; "auto": as torch's own products are set.
@@ -71,6 +73,7 @@ class Itc(nn.Module):
         queue: int = 0,
         alpha: Fraction = 0.0,
         ramp: int = 0,
+        same: Literal["apart", "positive"] = "apart",
         impl: Impl = "auto",
         precision: Precision = "auto",
         across_processes: bool = True,
@@ -78,7 +81,7 @@ class Itc(nn.Module):
         super().__init__()
         if queue < 0 or ramp < 0:
             raise ZooError(f"itc: queue and ramp are counts, not {queue} and {ramp}: write 0 for none")
-        self.on, self.queue = on, queue
+        self.on, self.queue, self.same = on, queue, same
         self.temperature = Temperature(temperature, start, clamp)
         self.soft = SoftTarget(alpha, ramp)
         self.contrast = Contrast("itc", impl, precision, across_processes)
@@ -131,7 +134,7 @@ class Itc(nn.Module):
                     "or queue: 0 and alpha: 0"
                 )
             keys = sides
-            loss = self.contrast(**sides._asdict(), scale=scale)
+            loss = self.contrast(**self._related(sides, None), x=sides.x, y=sides.y, scale=scale)
             parts, state = {}, None
         else:
             keys = sides_of("itc", names, shared.teacher, batch)
@@ -154,29 +157,48 @@ class Itc(nn.Module):
 
     def _searched(self, sides: Sides, keys: Sides, side: int, scale: Tensor) -> Tensor:
         """() the loss of one side's vectors, 0 or 1, that search for the twin's of the other."""
-        query, own, key = wide(_both(sides)[side]), unit(_both(keys)[side]).detach(), unit(_both(keys)[1 - side]).detach()
-        there = (sides.present[side], keys.present[1 - side])
-        queued: dict[str, Any] = {}
-        soft: tuple[Tensor, ...] = (own, key)
-        if self.queue:
-            queue = self.queues[1 - side]
+        own, key = unit(_both(keys)[side]).detach(), unit(_both(keys)[1 - side]).detach()
+        sides = sides._replace(present=(sides.present[side], keys.present[1 - side]))
+        queue = self.queues[1 - side] if self.queue else None
+        apart: dict[str, Any] = {}
+        candidates, soft = key, tuple[Tensor, ...]((own, key))
+        if queue is not None:
             queue.check(len(key) * processes())
-            held = queue.features.T
-            queued = {"negatives": held, "ids_negatives": None if sides.ids_x is None else queue.ids}
-            soft = (own, key, held.to(key.dtype))
+            held = queue.features.T.to(key.dtype)
+            if self.same == "positive":  # among those that nobody's positive may be, the kernel's negatives, they would have no place
+                candidates = torch.cat([key, held])
+                soft = (own, candidates)
+            else:
+                apart = {"negatives": held, "ids_negatives": None if sides.ids_x is None else queue.ids}
+                soft = (own, key, held)
         return self.contrast(
-            query,
-            key,
+            wide(_both(sides)[side]),
+            candidates,
             scale=scale,
-            ids_x=sides.ids_x,
-            ids_y=sides.ids_y,
-            known=sides.known,
-            present=there,
             soft=soft if self.soft.alpha else None,
             soft_weight=self.soft.share,
             direction="rows",
-            **queued,
+            **self._related(sides, queue),
+            **apart,
         )
+
+    def _related(self, sides: Sides, queue: FeatureQueue | None) -> dict[str, Any]:
+        """Who is there, and who is what to whom, as the loss takes it.
+
+        Raises:
+            ZooError: If rows of one subject are each other's positives and the batch names none, or queues would count twice.
+        """
+        there_x, there_y = sides.present
+        if self.same == "apart":
+            return {"ids_x": sides.ids_x, "ids_y": sides.ids_y, "known": sides.known, "present": sides.present}
+        if sides.ids_x is None:
+            raise ZooError("itc.same: this batch does not say which rows are of one subject (ids): write same: apart")
+        if queue is None:
+            return {"groups": (sides.ids_x, sides.ids_x), "known": sides.known, "present": sides.present}
+        if self.contrast.across_processes and processes() > 1:
+            raise ZooError("itc.same: positive: the queue of each process would count: write across_processes: false")
+        ids, there = torch.cat([sides.ids_x, queue.ids]), torch.cat([there_y, torch.ones_like(queue.ids, dtype=torch.bool)])
+        return {"groups": (sides.ids_x, ids), "known": sides.known, "present": (there_x, there)}
 
     def _leave(self, shared: Shared, names: Sequence[str], sides: Sides, keys: Sides, scale: Tensor) -> None:
         with torch.no_grad():
