@@ -69,17 +69,17 @@ def spelling_of(names: Collection[str]) -> Program:
     """
     has = names.__contains__
     words = "embeddings.word_embeddings.weight"
-    theirs = "hf_blip_" if has("vision_model.embeddings.class_embedding") else "blip_"
+    hf = has("vision_model.embeddings.class_embedding")
     if has(f"text_encoder.bert.{words}"):
         return "albef"
-    if has("text_encoder.embeddings.token_type_embeddings.weight"):
-        return "albef_retrieval"
-    if has(f"text_encoder.{words}") and has(f"text_decoder.bert.{words}") and theirs == "blip_":
-        return "blip"
     if has(f"text_encoder.{words}"):
-        return "hf_blip_retrieval" if theirs == "hf_blip_" else "blip_retrieval"
+        if has(f"text_decoder.bert.{words}") and not hf:
+            return "blip"
+        if not has("text_encoder.encoder.layer.0.crossattention.self.query.weight"):
+            return "albef_retrieval"
+        return "hf_blip_retrieval" if hf else "blip_retrieval"
     if has(f"text_decoder.bert.{words}"):
-        return "hf_blip_captioning" if theirs == "hf_blip_" else "blip_captioning"
+        return "hf_blip_captioning" if hf else "blip_captioning"
     raise ZooError(f"neither ALBEF's nor BLIP's weights have names such as {', '.join(sorted(names)[:4])}")
 
 

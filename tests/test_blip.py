@@ -1,0 +1,385 @@
+"""BLIP equals transformers' BLIP and LAVIS' on the same weights, in outputs and in gradients, and differs where it is made to."""
+
+import copy
+
+import pytest
+import torch
+from PIL import Image
+from torch.nn import functional as F
+from transformers import BlipConfig, BlipForConditionalGeneration, BlipForImageTextRetrieval
+
+from tests.bert_models import (
+    LOOKS,
+    PATCH,
+    PIXELS,
+    SIZE,
+    WORDS,
+    batch_of,
+    blip,
+    closest,
+    gradients_as_theirs,
+    loaded,
+    rows,
+    some_texts,
+)
+from tests.golden_files import digest, golden
+from tools.named_weights import numbers, weight
+from zoo.abilities import Captioning, Matching, Unmasking
+from zoo.collate import stack
+from zoo.errors import ZooError
+from zoo.models._bert_keys import to_theirs
+from zoo.models._pictures import CaptionProcessor
+from zoo.registry import build
+
+WITH_ROLES = len(WORDS) + 2
+DEC, ENC = len(WORDS), len(WORDS) + 1
+CONFIG = {  # transformers' defaults are not BLIP's: 8 heads of texts, and 1e-5 in the norms of pictures
+    "vision_config": {
+        "hidden_size": LOOKS, "intermediate_size": 4 * LOOKS, "num_hidden_layers": 3, "num_attention_heads": 4, "image_size": PIXELS,
+        "patch_size": PATCH, "layer_norm_eps": 1e-6,
+    },
+    "text_config": {
+        "vocab_size": WITH_ROLES, "hidden_size": SIZE.width, "encoder_hidden_size": LOOKS, "intermediate_size": SIZE.hidden,
+        "num_hidden_layers": SIZE.layers, "num_attention_heads": SIZE.heads, "max_position_embeddings": SIZE.places,
+        "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "layer_norm_eps": 1e-12, "label_smoothing": 0.1,
+        "bos_token_id": DEC, "eos_token_id": 3, "sep_token_id": 3, "pad_token_id": 0,
+    },
+    "image_text_hidden_size": SIZE.dim,
+}  # fmt: skip
+
+
+def theirs_of(kind):
+    """One of transformers' models on hot weights."""
+    made = kind(BlipConfig(**copy.deepcopy(CONFIG))).eval()
+    with torch.no_grad():
+        for name, parameter in made.named_parameters():
+            parameter.copy_(torch.from_numpy(weight(name, parameter.shape)))
+    return made
+
+
+@pytest.fixture
+def pair():
+    """Pictures (3, 3, 32, 32), and texts of three lengths with their mask."""
+    ids, mask = some_texts([9, 4, 12], len(WORDS))
+    return torch.randn(3, 3, PIXELS, PIXELS), ids, mask
+
+
+def retrieval(pair):
+    """Both models on the same weights, and ours without what theirs lacks."""
+    theirs, ours = theirs_of(BlipForImageTextRetrieval), blip()
+    table, missing, _ = loaded(ours, theirs.state_dict())
+    assert missing
+    assert all(".decode." in name or name.startswith("head.") for name in missing)
+    return theirs, ours, table
+
+
+def same_gradients(ours, table, theirs, relative):
+    found = gradients_as_theirs(ours, table)
+    compared = {name: p.grad for name, p in theirs.named_parameters() if p.grad is not None and bool(p.grad.any())}
+    assert len(compared) > 100
+    largest = max(float(gradient.abs().max()) for gradient in compared.values())
+    for name, gradient in compared.items():  # that of a bias of keys is 0 but for rounding
+        closest(found[name], gradient, relative, least=1e-2 * largest)
+
+
+def test_matching_is_that_of_transformers(pair):
+    image, ids, mask = pair
+    theirs, ours, table = retrieval(pair)
+    marked = ids.clone()
+    marked[:, 0] = ENC  # which theirs leaves to whoever calls it
+    wanted = theirs(marked, image, attention_mask=mask.long()).itm_score
+    batch = batch_of(image, ids, mask)
+    seen, read = ours.look(batch.inputs["image"]), ours.read(batch.inputs["text"])
+    found = ours.match(ours.hold(batch.inputs["text"], read), seen)
+    closest(found, wanted, 1e-6)
+    along = torch.from_numpy(numbers("along", wanted.shape)).float()
+    (found * along).sum().backward()
+    (wanted * along).sum().backward()
+    same_gradients(ours, table, theirs, 2e-5)
+    unmarked = theirs(ids, image, attention_mask=mask.long()).itm_score
+    assert (unmarked - wanted).abs().max() > 1e-2, "the first id does not matter, so this shows nothing"
+
+
+def test_vectors_are_those_of_transformers(pair):
+    image, ids, mask = pair
+    theirs, ours, table = retrieval(pair)
+    wanted = theirs(ids, image, attention_mask=mask.long(), use_itm_head=False)
+    out = ours(batch_of(image, ids, mask))
+    closest(out.tokens["image"].tokens, wanted.last_hidden_state, 1e-6)
+    closest(out.tokens["text"].tokens[mask], wanted.question_embeds[mask], 1e-6)
+    found = F.normalize(out.embeddings["image"], dim=-1) @ F.normalize(out.embeddings["text"], dim=-1).T
+    closest(found, wanted.itm_score, 1e-6)
+    along = torch.from_numpy(numbers("along", found.shape)).float()
+    (found * along).sum().backward()
+    (wanted.itm_score * along).sum().backward()
+    same_gradients(ours, table, theirs, 2e-5)
+
+
+def test_captions_are_those_of_transformers(pair):
+    image, ids, mask = pair
+    theirs, ours = theirs_of(BlipForConditionalGeneration), blip()
+    table, missing, _ = loaded(ours, theirs.state_dict())
+    assert missing
+    assert all(".encode." in name or name.split(".")[0] in ("matches", "image_projection", "text_projection") for name in missing)
+    spoken = ids.clone()
+    spoken[:, 0] = DEC
+    wanted = theirs(image, spoken, attention_mask=mask.long(), labels=spoken.masked_fill(~mask, -100))
+    batch = batch_of(image, ids, mask)
+    logits, labels = ours.caption(batch.inputs["text"], ours(batch))
+    assert labels.tolist() == spoken.masked_fill(~mask, -100)[:, 1:].tolist()
+    counted = labels != -100
+    closest(logits[counted], wanted.logits[:, :-1][counted], 1e-6)
+    loss = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), label_smoothing=0.1)
+    closest(loss, wanted.loss, 1e-6)
+    loss.backward()
+    wanted.loss.backward()
+    same_gradients(ours, table, theirs, 2e-5)
+
+
+@pytest.mark.parametrize("wrong", ["encode", "decode"])
+def test_the_other_self_attention_would_be_seen(pair, wrong):
+    """A control: with the self-attention of the other mode in its place a mode gives another thing, and the other mode does not."""
+    image, ids, mask = pair
+    ours = blip()
+    with torch.no_grad():
+        for name, p in ours.named_parameters():
+            p.copy_(torch.from_numpy(weight(name, p.shape)))
+    batch = batch_of(image, ids, mask)
+
+    def both():
+        out = ours(batch)
+        return {"encode": ours.match(ours.hold(batch.inputs["text"], out.tokens["text"]), out.tokens["image"]),
+                "decode": ours.caption(batch.inputs["text"], out)[0]}  # fmt: skip
+
+    with torch.no_grad():
+        before = both()
+        other = {"encode": "decode", "decode": "encode"}[wrong]
+        state = ours.state_dict()
+        ours.load_state_dict({n: state[n.replace(f".{wrong}.", f".{other}.")] for n in state})
+        after = both()
+    assert (after[wrong] - before[wrong]).abs().max() > 1e-2
+    torch.testing.assert_close(after[other], before[other])
+
+
+@pytest.mark.parametrize("kind", [BlipForImageTextRetrieval, BlipForConditionalGeneration])
+def test_weights_of_transformers_come_back_as_they_were(kind):
+    theirs, ours = theirs_of(kind), blip()
+    table, _, mapped = loaded(ours, theirs.state_dict())
+    assert set(mapped.dropped.values()) <= {"the numbers 0, 1, 2, ..."}
+    back = to_theirs(ours.state_dict(), table)
+    again = theirs_of(kind)
+    with torch.no_grad():
+        for parameter in again.parameters():
+            parameter.zero_()
+    lacking, unexpected = again.load_state_dict(back, strict=False)
+    assert not unexpected
+    assert all(name.endswith("position_ids") for name in lacking)
+    assert all(torch.equal(p, q) for p, q in zip(again.parameters(), theirs.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("case", ["pretrain", "retrieval", "caption"])
+def test_weights_of_lavis_come_back_as_they_were(case):
+    told = golden("blip_lavis", case)
+    ours = blip(told.told["vocabulary"])
+    state = told.state
+    table, missing, mapped = loaded(ours, state)
+    back = to_theirs(ours.state_dict(), table)
+    assert back.keys() == state.keys() - mapped.dropped.keys()
+    assert all(torch.equal(value, state[name]) for name, value in back.items())
+    assert "unknown" not in mapped.dropped.values()
+    assert not missing or case != "pretrain"
+
+
+def from_lavis(case, **settings):
+    told = golden("blip_lavis", case)
+    ours = blip(told.told["vocabulary"], **settings)
+    table, _, _ = loaded(ours, told.state)
+    given = told.inputs
+    return told, ours, table, batch_of(given["image"], given["input_ids"], given["attention_mask"])
+
+
+def matched(ours, out, text, told):
+    """LAVIS' three lots of pairs: those that belong together, each text with another picture, each picture with another text."""
+    held, seen = ours.hold(text, out.tokens["text"]), out.tokens["image"]
+    own = torch.arange(len(held.tokens))
+    texts, pictures = (
+        torch.cat(each) for each in ([own, own, told["negative_texts"]], [own, told["negative_images"], own])
+    )  # fmt: skip
+    pick = lambda x, which: x._replace(tokens=x.tokens[which], mask=x.mask[which], present=x.present[which])  # noqa: E731
+    return ours.match(pick(held, texts), pick(seen, pictures))
+
+
+def same_digests(ours, table, wanted, relative):
+    found = gradients_as_theirs(ours, table)
+    largest = max(norm for norm, _ in wanted.values())
+    names = [name for name in wanted if name in found]
+    assert len(names) > 130
+    for name in names:
+        assert digest(name, found[name]) == pytest.approx(wanted[name], abs=relative * max(largest, 1e-6)), name
+    assert {name for name in wanted if name not in found} <= {"temp"}
+
+
+def test_pretraining_gives_the_numbers_of_lavis():
+    told, ours, _, batch = from_lavis("pretrain")
+    out = ours(batch)
+    closest(out.tokens["image"].tokens, told["image_embeds"], 1e-5)
+    real = batch.inputs["text"].mask
+    closest(out.tokens["text"].tokens[real], told["text_embeds"][real], 1e-5)
+    closest(matched(ours, out, batch.inputs["text"], told), told["itm_logits"], 1e-5)
+    logits, labels = ours.caption(batch.inputs["text"], out)
+    assert labels.tolist() == told["lm_labels"][:, 1:].tolist()
+    counted = labels != -100
+    closest(logits[counted], told["lm_logits"][:, :-1][counted], 1e-5)
+
+
+@pytest.mark.parametrize("part", ["loss_itm", "loss_lm"])
+def test_pretraining_gives_the_gradients_of_lavis(part):
+    told, ours, table, batch = from_lavis("pretrain")
+    out = ours(batch)
+    if part == "loss_itm":
+        truth = torch.cat([torch.ones(4), torch.zeros(8)]).long()
+        loss = F.cross_entropy(matched(ours, out, batch.inputs["text"], told), truth)
+    else:
+        logits, labels = ours.caption(batch.inputs["text"], out)
+        loss = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), label_smoothing=0.1)
+    closest(loss, told[part], 1e-5)
+    loss.backward()
+    same_digests(ours, table, told.gradients(part), 1e-5)
+
+
+def test_retrieval_ranks_as_lavis_does():
+    told, ours, _, given = from_lavis("retrieval")
+    whole = CaptionProcessor(ours.vocabulary, 35)  # LAVIS cuts texts in training alone
+    text = stack([{"text": whole(caption)} for caption in told.told["captions"]])["text"]
+    batch = given._replace(inputs={**given.inputs, "text": text})
+    assert given.inputs["text"].values[:3].tolist() == text.values[:3, :12].tolist()
+    with torch.no_grad():
+        out = ours(batch)
+        seen = out.tokens["image"]
+        held = ours.hold(text, out.tokens["text"])
+        cosine = F.normalize(out.embeddings["image"], dim=-1) @ F.normalize(out.embeddings["text"], dim=-1).T
+        for i in range(4):
+            alone = seen._replace(tokens=seen.tokens[i].expand_as(seen.tokens))
+            scores = ours.match(held, alone)[:, 1] + cosine[i]
+            best = told["reranked_i2t"][i] > -100
+            assert best.sum() == 2
+            closest(scores[best], told["reranked_i2t"][i][best], 1e-5)
+    assert ours.adds_cosine
+
+
+def test_fine_tuning_for_captions_gives_the_numbers_of_lavis():
+    """The prompt is put before the words by the model; LAVIS has it in the text."""
+    told, ours, table, batch = from_lavis("caption", prompt="a picture of")
+    said = len(ours.prompt) - 1
+    text = batch.inputs["text"]
+    assert text.values[:, : said + 1].tolist() == [[2, *ours.prompt[1:]]] * 4
+    plain = torch.cat([torch.full((4, 1), 2), text.values[:, said + 1 :]], 1)
+    mask = text.mask[:, said:]
+    given = batch.inputs["text"]._replace(values=plain, mask=mask)
+    logits, labels = ours.caption(given, ours(batch))
+    assert labels.tolist() == told["lm_labels"][:, 1:].tolist()
+    counted = labels != -100
+    closest(logits[counted], told["lm_logits"][:, :-1][counted], 1e-5)
+    loss = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), label_smoothing=0.1)
+    closest(loss, told["loss"], 1e-5)
+    loss.backward()
+    same_digests(ours, table, told.gradients("loss"), 1e-5)
+
+
+def test_a_caption_grows_word_by_word_as_it_is_written_at_once(pair):
+    image, ids, _ = pair
+    theirs, ours = theirs_of(BlipForConditionalGeneration), blip()
+    loaded(ours, theirs.state_dict())
+    ids, batch = ids[2:].expand(3, -1).clone(), batch_of(image, ids[2:].expand(3, -1), torch.ones(3, 12))
+    with torch.no_grad():
+        out = ours(batch)
+        whole, _ = ours.caption(batch.inputs["text"], out)
+        seen, cache = out.tokens["image"], None
+        logits, cache = ours.next_words(torch.tensor(ours.prompt).expand(3, -1), seen, cache)
+        torch.testing.assert_close(logits, whole[:, 0], rtol=0, atol=2e-6)
+        logits, cache = ours.next_words(ids[:, 1:4], seen, cache)
+        torch.testing.assert_close(logits, whole[:, 3], rtol=0, atol=2e-6)
+        turned = torch.tensor([2, 0, 0])
+        logits, _ = ours.next_words(ids[:, 4:5], seen, cache.rows(turned))
+        torch.testing.assert_close(logits, whole[turned, 4], rtol=0, atol=2e-6)
+
+
+def test_padding_changes_nothing(pair):
+    image, ids, mask = pair
+    ours = blip()
+    loaded(ours, theirs_of(BlipForImageTextRetrieval).state_dict())
+    short = batch_of(image[1:2], ids[1:2, :4], mask[1:2, :4])
+    long = batch_of(image[1:2], ids[1:2], mask[1:2])
+    with torch.no_grad():
+        one, two = ours(short), ours(long)
+        closest(two.embeddings["text"], one.embeddings["text"], 1e-6)
+        held = [ours.hold(b.inputs["text"], o.tokens["text"]) for b, o in ((short, one), (long, two))]
+        closest(ours.match(held[1], two.tokens["image"]), ours.match(held[0], one.tokens["image"]), 1e-6)
+
+
+def test_what_it_can_do():
+    made = build("blip")
+    assert isinstance(made, Matching)
+    assert isinstance(made, Captioning)
+    assert not isinstance(made, Unmasking)
+
+
+def test_rows_that_lack_a_picture_or_a_text():
+    made = build("blip").eval()
+    red = Image.new("RGB", (40, 40), "red")
+    batch = rows(made, {"text": "a red square", "image": red}, {"text": "only words"}, {"image": red})
+    out = made(batch)
+    assert out.present["image"].tolist() == [True, False, True]
+    assert out.present["text"].tolist() == [True, True, False]
+    assert not out.embeddings["image"][1].any()
+    assert not out.embeddings["text"][2].any()
+    _, labels = made.caption(batch.inputs["text"], out)
+    assert (labels != -100).any(1).tolist() == [True, False, False]
+    logits = made.match(made.hold(batch.inputs["text"], out.tokens["text"]), out.tokens["image"])
+    assert logits.isfinite().all()
+    words = made(rows(made, {"text": "only words"}))
+    torch.testing.assert_close(words.embeddings["text"][0], out.embeddings["text"][1], rtol=0, atol=1e-5)
+    assert not words.present["image"].any()
+
+
+def test_a_prompt_is_part_of_each_caption_and_not_of_the_loss():
+    made = build("blip", prompt="picture of")
+    said = made.vocabulary.encode("picture of")
+    assert made.prompt == [made.vocabulary.role("decode", "a test"), *said]
+    batch = rows(made, {"text": "a cat", "image": Image.new("RGB", (40, 40), "red")})
+    _, labels = made.caption(batch.inputs["text"], made(batch))
+    ends = made.vocabulary.role("end", "a test")
+    assert labels.tolist() == [[*[-100] * len(said), *made.vocabulary.encode("a cat"), ends]]
+
+
+def test_which_blocks_read_the_picture_is_the_fusions_say():
+    made = build("blip", fusion={"name": "cross_attention", "from_layer": 2})
+    assert [block.cross is not None for block in made.trunk.blocks] == [False, False, True, True]
+    assert all(block.cross is not None for block in build("blip").trunk.blocks)
+
+
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        ({"vocab_size": 5001}, "blip: vocab_size 5001 is too small: the vocabulary 'small' needs 5002 rows"),
+        ({"vocabulary": "clip"}, "blip: the vocabulary 'clip' has no id for 'encode'"),
+        ({"length": 60, "prompt": "a picture of one"}, "blip: length 60 and a prompt of . ids need more than the 64 places of size tiny"),
+        ({"fusion": {"name": "cross_attention", "from_layer": 4}}, "from_layer 4 is none of the 4 blocks"),
+    ],
+)
+def test_what_cannot_be_built_says_so(settings, message):
+    with pytest.raises(ZooError, match=message):
+        build("blip", **settings)
+
+
+def test_a_file_of_two_models_that_do_not_share_is_refused():
+    told = golden("blip_lavis", "pretrain")
+    state = told.state
+    name = "text_decoder.bert.encoder.layer.0.intermediate.dense.weight"
+    state[name] = state[name] + 1
+    with pytest.raises(ZooError, match=r"text_encoder\.encoder\.layer\.0.* are one parameter in this model, and differ"):
+        loaded(blip(told.told["vocabulary"]), state)
+    state = told.state
+    del state["text_encoder.encoder.layer.1.attention.self.key.bias"]
+    with pytest.raises(ZooError, match=r"no text_encoder\.encoder\.layer\.1\.attention\.self\.key\.bias, and others of its layer"):
+        loaded(blip(told.told["vocabulary"]), state)
