@@ -150,6 +150,21 @@ def test_cosine_decay_by_hand():
     assert [learning_rate(settings, s, 4) for s in range(4)] == pytest.approx([1, (1 + 0.5**0.5) / 2, 0.5, (1 - 0.5**0.5) / 2])
 
 
+def test_a_floor_is_where_the_decay_ends():
+    settings = Optimizer(warmup=0, decay="cosine", floor=0.1)
+    assert [learning_rate(settings, s, 4) for s in (0, 2, 4)] == pytest.approx([1, 0.55, 0.1])
+    assert [learning_rate(Optimizer(warmup=0, floor=0.5), s, 4) for s in range(5)] == pytest.approx([1, 0.875, 0.75, 0.625, 0.5])
+    assert learning_rate(Optimizer(warmup=4, floor=0.5), 0, 8) == pytest.approx(0.2), "a warm-up begins below it"
+
+
+def test_exponential_decay_is_that_of_blip():
+    """lr = max(min_lr, init_lr * decay_rate ** epoch), with a warm-up in the first epoch."""
+    settings = Optimizer(warmup=2, decay="exponential", factor=0.9, floor=0.75)
+    rates = [learning_rate(settings, s, 20, epoch=5) for s in range(20)]
+    assert rates == pytest.approx([1 / 3, 2 / 3, *[1] * 3, *[0.9] * 5, *[0.81] * 5, *[0.75] * 5])
+    assert [learning_rate(settings, s, 20, epoch=2.5) for s in (2, 3, 4, 5)] == pytest.approx([1, 0.9, 0.9, 0.81])
+
+
 def test_a_warmup_of_one_is_one_step():
     settings = Optimizer(warmup=1.0, decay="constant")
     assert [learning_rate(settings, s, 4) for s in range(4)] == pytest.approx([0.5, 1, 1, 1])
@@ -160,7 +175,7 @@ def test_without_warmup_the_first_step_is_at_the_peak():
 
 
 @pytest.mark.parametrize("shape", ["linear", "log"])
-@pytest.mark.parametrize("decay", ["linear", "cosine", "constant"])
+@pytest.mark.parametrize("decay", ["linear", "cosine", "exponential", "constant"])
 @pytest.mark.parametrize("steps, warmup", [(1, 0.1), (2, 0.5), (10, 20), (37, 0.1), (37, 0.0)])
 def test_always_between_nothing_and_the_peak(shape, decay, steps, warmup):
     settings = Optimizer(warmup=warmup, warmup_shape=shape, decay=decay)

@@ -47,8 +47,8 @@ def make_optimizer(module: nn.Module, settings: Optimizer) -> torch.optim.Optimi
     return torch.optim.AdamW(made, lr=settings.lr, betas=settings.betas, eps=settings.eps, fused=True)
 
 
-def learning_rate(settings: Optimizer, step: int, steps: int) -> float:
-    """What the peak rate is multiplied with in ``step``, counted from 0, of ``steps``.
+def learning_rate(settings: Optimizer, step: int, steps: int, epoch: float = 1.0) -> float:
+    """What the peak rate is multiplied with in ``step``, counted from 0, of ``steps``; an epoch has ``epoch`` of them.
 
     ``log`` warm-up is DeepSpeed's: log(step + 1) / log(warm-up steps), so the first step moves nothing.
     """
@@ -58,7 +58,10 @@ def learning_rate(settings: Optimizer, step: int, steps: int) -> float:
     left = 1.0 - (step - warm) / max(steps - warm, 1)
     if settings.decay == "constant":
         return 1.0
-    return left if settings.decay == "linear" else 0.5 * (1.0 + math.cos(math.pi * (1.0 - left)))
+    if settings.decay == "exponential":
+        return max(settings.floor, settings.factor ** math.floor(step / epoch))
+    share = left if settings.decay == "linear" else 0.5 * (1.0 + math.cos(math.pi * (1.0 - left)))
+    return settings.floor + (1.0 - settings.floor) * share
 
 
 def freeze_all(model: nn.Module, prefixes: Iterable[str]) -> None:

@@ -48,7 +48,9 @@ class Optimizer:
         max_grad_norm: Gradients longer than this are scaled down to it; 0: off.
         warmup: Below 1 a share of the steps, from 1 on a number of steps.
         warmup_shape: ``log`` rises with the logarithm of the step from 0, as DeepSpeed's WarmupDecayLR does.
-        decay: From the peak to 0 after the last step, or not at all.
+        decay: From the peak to ``floor`` after the last step, or not at all. ``exponential``: by ``factor`` after each epoch, as BLIP does.
+        floor: The least rate of a decay, as a share of the peak.
+        factor: Of ``exponential``.
         groups: Exceptions by module prefix.
     """
 
@@ -61,7 +63,9 @@ class Optimizer:
     max_grad_norm: AtLeastZero = 1.0
     warmup: AtLeastZero = 0.1
     warmup_shape: Literal["linear", "log"] = "linear"
-    decay: Literal["linear", "cosine", "constant"] = "linear"
+    decay: Literal["linear", "cosine", "exponential", "constant"] = "linear"
+    floor: Fraction = 0.0
+    factor: Fraction = 0.9
     groups: tuple[Group, ...] = ()
 
 

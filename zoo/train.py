@@ -41,7 +41,7 @@ from zoo.types import Batch, Binding, Data, LabelledData
 from zoo.update import Step, Updater
 
 logger = logging.getLogger("zoo.train")
-_FREE = ("out", "evaluate", "classify", "baselines", "floor")  # may differ between a checkpoint and the run that resumes it
+_FREE = ("out", "evaluate", "classify", "retrieve", "baselines", "floor")  # may differ between a checkpoint and the run that resumes it
 _FREE_OF_RUN = (
     "workers",
     "threads",
@@ -102,7 +102,8 @@ def train(
     check_fit(step.model, data)
     _check_seen(step, data)
     _check_calibrates(recipe, step.model, data)
-    passed = math.ceil((recipe.run.epochs or 0) * len(order) / recipe.run.accumulate)
+    epoch = len(order) / recipe.run.accumulate
+    passed = math.ceil((recipe.run.epochs or 0) * epoch)
     steps = passed if recipe.run.steps is None else recipe.run.steps
     identity = {"recipe": identity_of(recipe), "data": data.fingerprint, "processes": accelerator.num_processes}
     position = _start(recipe, fresh, step, optimizer, identity, accelerator)
@@ -118,7 +119,7 @@ def train(
     with feature_cache(recipe, data, step.model, accelerator) as seen, Log(recipe.out, **settings) as log, Interruption() as interruption:
         batches = stream(recipe, seen, step, order, position, accelerator)
         while position.step < steps:
-            rate = learning_rate(recipe.optimizer, position.step, steps)
+            rate = learning_rate(recipe.optimizer, position.step, steps, epoch)
             for group in optimizer.param_groups:
                 group["lr"] = group["peak"] * rate
             before = save_state.moment(position)
@@ -334,6 +335,7 @@ def _prepare_folder(recipe: Recipe, fresh: bool) -> None:
         for name in ("checkpoints", "tensorboard", "adapters"):
             if (recipe.out / name).is_dir():
                 shutil.rmtree(recipe.out / name)
-        for name in ("log.jsonl", "model.json", "model.safetensors", "metrics.json", "examples.json", "diagnosis.json", "report.html"):
+        left = "log.jsonl model.json model.safetensors metrics.json examples.json captions.json diagnosis.json report.html"
+        for name in left.split():
             (recipe.out / name).unlink(missing_ok=True)
     recipe.out.mkdir(parents=True, exist_ok=True)
