@@ -14,14 +14,22 @@ from torch.nn import functional as F
 from zoo.errors import ZooError
 from zoo.files import write_json
 from zoo.foreign import Foreign, read_foreign
-from zoo.foreign_settings import bert_settings, side
+from zoo.foreign_settings import bert_settings, clip_settings, side
 from zoo.hub import save
-from zoo.models import _bert_keys
+from zoo.models import _bert_keys, _clip_keys, _coca_keys
 from zoo.registry import build
 from zoo.source import Source
 
 logger = logging.getLogger("zoo.convert")
 CONVERTED = "converted.json"  # beside the weights: where they come from
+KNOWN = """known are CLIP (of OpenAI, open_clip, transformers), CoCa (of open_clip), BLIP (of Salesforce, and of transformers for
+retrieval and captioning) and ALBEF (of Salesforce)"""
+_CLIP = {
+    "openai": _clip_keys.from_open_clip,
+    "open_clip": _clip_keys.from_open_clip,
+    "open_clip_coca": _coca_keys.from_open_clip,
+    "hf_clip": _clip_keys.from_hf_clip,
+}
 _PLACES = ("vision.model.pos_embed", "vision.model.positional_embedding", "vision.encoder.model.positional_embedding")
 _SHOWN = 8  # names in a message
 
@@ -81,8 +89,10 @@ def convert(
     program, name, settings, mapped = _mapped(foreign)
     settings |= _overridden(overrides)
     if image_size is not None:
-        settings |= _sized(settings, image_size)
-    model = build(name, **settings)
+        settings |= _sized(settings, image_size, mapped.state, foreign.path)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)  # what the file has nothing for is the same every time
+        model = build(name, **settings)
     resized = _fit(model, mapped, foreign.path)
     model.trained = True
     left = {key: float(x) for key in mapped.dropped if (x := foreign.state[key]).numel() == 1 and x.is_floating_point()}
@@ -99,19 +109,60 @@ def _mapped(foreign: Foreign) -> tuple[str, str, dict[str, Any], _bert_keys.Mapp
         ZooError: If they are of no model that is known, or some are not known.
     """
     state = foreign.state
-    program = _bert_keys.spelling_of(state)
+    if other := _relative(state):
+        raise ZooError(f"{foreign.path} holds {other}; {KNOWN}")
+    program = _clip_program(state)
+    if program is not None:
+        name, settings = clip_settings(program, foreign)
+        mapped = _CLIP[program](state)
+    else:
+        program, name, settings, mapped = _bert(foreign)
+    if unexpected := [key for key, why in mapped.dropped.items() if why == "unknown"]:
+        raise ZooError(
+            f"{foreign.path} has {_some(unexpected)}, which the model {name} does not: it is another one, or a fine-tuning with more parts"
+        )
+    return program, name, settings, mapped
+
+
+def _clip_program(state: Mapping[str, Tensor]) -> str | None:
+    """Which program's CLIP or CoCa this is, by its names; None: nobody's."""
+    if "visual.conv1.weight" in state and ("token_embedding.weight" in state or "text.token_embedding.weight" in state):
+        if any(name.startswith("text_decoder.") for name in state):
+            return "open_clip_coca"
+        return "openai" if "input_resolution" in state else "open_clip"
+    return "hf_clip" if "visual_projection.weight" in state and "text_model.final_layer_norm.weight" in state else None
+
+
+def _bert(foreign: Foreign) -> tuple[str, str, dict[str, Any], _bert_keys.Mapped]:
+    """`_mapped` of ALBEF and BLIP."""
+    state = foreign.state
+    try:
+        program = _bert_keys.spelling_of(state)
+    except ZooError as e:
+        raise ZooError(f"{foreign.path}: its names, such as {', '.join(sorted(state)[:4])}, are of no model that is known; {KNOWN}") from e
     name, settings = bert_settings(program, foreign)
     table = _bert_keys.entries_of(program, state)
     mapped = _bert_keys.to_ours(state, table)
     if mapped.absent:
         raise ZooError(f"{foreign.path} has nothing for {_some(mapped.absent)} of the model {name}: the file is not whole")
-    if unexpected := [key for key, why in mapped.dropped.items() if why == "unknown"]:
-        raise ZooError(
-            f"{foreign.path} has {_some(unexpected)}, which {name} does not: it is another model, or a fine-tuning with more parts"
-        )
     known = {entry.ours for entry in table}
     whole = _bert_keys.entries_of("blip" if name == "blip" else "albef", [*state, *known])
     return program, name, settings, mapped._replace(absent=sorted({entry.ours for entry in whole} - known))
+
+
+def _relative(state: Mapping[str, Tensor]) -> str:
+    """What else these weights are, if they look like those of a known model and are not."""
+    if "visual.layer1.0.conv1.weight" in state:
+        return "a CLIP that looks through a ResNet: take one with a vision transformer"
+    if any(name.startswith("visual.trunk.") for name in state):
+        return "an open_clip model that looks through a tower of timm: take one whose tower is open_clip's own"
+    if any(name.startswith("vision_model.head.") for name in state):
+        return "a SigLIP"
+    if any(name.startswith("cls_head.") for name in state):
+        return "a model with a head of classes, fine-tuned for one task: take the one that it was made from"
+    if "itm_head.weight" not in state and all(any(n.startswith(side) for n in state) for side in ("text_encoder.", "text_decoder.")):
+        return "a model of questions and answers, fine-tuned for that: take the one that it was made from"
+    return ""
 
 
 def _fit(model: Any, mapped: _bert_keys.Mapped, where: Path) -> str:
@@ -158,7 +209,17 @@ def resampled(places: Tensor, count: int) -> Tensor:
     return torch.cat([token, grid.permute(0, 2, 3, 1).reshape(*places.shape[:-2], new * new, -1)], -2)
 
 
-def _sized(settings: Mapping[str, Any], image_size: int) -> dict[str, Any]:
+def _sized(settings: Mapping[str, Any], image_size: int, state: Mapping[str, Tensor], where: Path) -> dict[str, Any]:
+    """The setting that says how large pictures are.
+
+    Raises:
+        ZooError: If no whole number of patches is a side.
+    """
+    patch = next(len(x[0, 0]) for name, x in state.items() if name.endswith(("patch_embed.proj.weight", "conv1.weight")))
+    if image_size < 1 or image_size % patch:
+        raise ZooError(
+            f"{where}: image_size: {image_size} is no multiple of the {patch} of a patch: write {max(1, image_size // patch) * patch}"
+        )
     if isinstance(settings.get("vision"), Mapping):
         return {"vision": {**settings["vision"], "image_size": image_size}}
     return {"image_size": image_size}

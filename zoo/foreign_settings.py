@@ -8,9 +8,10 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from zoo.encoders._image import CLIP_MEAN, CLIP_STD
 from zoo.errors import ZooError
 from zoo.foreign import Foreign, layers
-from zoo.models import albef, blip
+from zoo.models import albef, blip, clip, coca
 from zoo.models._bert import picture_encoder
 from zoo.models._bert_keys import SPELLINGS, Program
 
@@ -20,6 +21,7 @@ VITS = {  # width, side of a patch: timm's name, blocks, heads; all widen four t
     (768, 16): ("vit_base_patch16_224", 12, 12),
     (1024, 16): ("vit_large_patch16_224", 24, 16),
 }
+CLIP_WORDS = 49408
 
 
 class Sight(NamedTuple):
@@ -66,6 +68,89 @@ def bert_settings(program: Program, foreign: Foreign) -> tuple[str, dict[str, An
     if (where.parent / "tokenizer.json").is_file():
         settings["vocabulary"] = str(where.parent)
     return name, settings
+
+
+def clip_settings(program: str, foreign: Foreign) -> tuple[str, dict[str, Any]]:
+    """The same, of CLIP and CoCa.
+
+    Args:
+        program: ``openai``, ``open_clip``, ``open_clip_coca`` or ``hf_clip``.
+        foreign: The weights.
+
+    Raises:
+        ZooError: As `bert_settings`, or if they want pixels of other colours.
+    """
+    state, where, name = foreign.state, foreign.path, "coca" if program == "open_clip_coca" else "clip"
+    hf, text = program == "hf_clip", "text." if "text.token_embedding.weight" in state else ""
+    see, tower = ("vision_model.embeddings.", "text_model.embeddings.") if hf else ("visual.", text)
+    width, _, patch, _ = _of(state, see + ("patch_embedding.weight" if hf else "conv1.weight"), where).shape
+    grid = side(len(_of(state, see + ("position_embedding.weight" if hf else "positional_embedding"), where)) - 1, where)
+    rows, wide = _of(state, f"{tower}token_embedding.weight", where).shape
+    places = len(_of(state, tower + ("position_embedding.weight" if hf else "positional_embedding"), where))
+    stems = (
+        ("vision_model.encoder.layers.", "text_model.encoder.layers.")
+        if hf
+        else ("visual.transformer.resblocks.", f"{text}transformer.resblocks.")
+    )
+    inner = "0.mlp.fc1.weight" if hf else "0.mlp.c_fc.weight"
+    shape = (width, patch, layers(state, stems[0]), len(_of(state, stems[0] + inner, where)))
+    words = (wide, layers(state, stems[1]), len(_of(state, stems[1] + inner, where)))
+    size, pictures, texts = _clip_size(name, shape, words, where)
+    dim = len(_of(state, "text_projection.weight", where)) if hf else _of(state, f"{text}text_projection", where).shape[1]
+    _same_clip(foreign, hf, pictures.heads, texts.heads)
+    settings: dict[str, Any] = {"size": size, "image_size": grid * patch, "vocab_size": rows, "dim": dim}
+    if name == "coca":
+        queries = len(_of(state, "visual.attn_pool.query", where))
+        return name, settings | {"length": places - 1, "queries": queries, "legacy_cls_mask": True}
+    settings |= {"length": places, "activation": _activation(program, foreign.config)}
+    if rows != CLIP_WORDS and (where.parent / "tokenizer.json").is_file():
+        settings["vocabulary"] = str(where.parent)
+    return name, settings
+
+
+def _clip_size(name: str, shape: tuple[int, ...], words: tuple[int, ...], where: Path) -> tuple[str, Any, Any]:
+    """The size of these widths, and both of its towers.
+
+    Raises:
+        ZooError: If there is none.
+    """
+    sizes: Mapping[str, Any] = clip.SIZES if name == "clip" else {key: of for key, of in coca.SIZES.items() if of.form == "open_clip"}
+    has = {}
+    for key, of in sizes.items():
+        see, read = of.pictures, of.texts
+        has[key] = (see.width, see.patch, see.layers, see.hidden or 4 * see.width), (read.width, read.layers, read.hidden or 4 * read.width)
+        if has[key] == (shape, words):
+            return key, see, read
+    listed = "\n".join(f"  {key}: pictures {own}, texts {other}" for key, (own, other) in has.items())
+    raise ZooError(
+        f"{where}: pictures are {shape} (width, side of a patch, blocks, width inside), texts {words} (width, blocks, width inside), and "
+        f"{name} has no such size; it has\n{listed}"
+    )
+
+
+def _same_clip(foreign: Foreign, hf: bool, see: int, read: int) -> None:
+    """Whether what a config says besides the shapes is as in our models."""
+    config, where = foreign.config, foreign.path
+    if hf:
+        _same_heads(config.get("vision_config", {}), see, "pictures", where)
+        _same_heads(config.get("text_config", {}), read, "texts", where)
+        return
+    cfg, pixels = config.get("model_cfg", {}), config.get("preprocess_cfg", {})
+    vision = cfg.get("vision_cfg", {})
+    heads = {"num_attention_heads": vision["width"] // vision.get("head_width", 64)} if "width" in vision else {}
+    _same_heads(heads, see, "pictures", where)
+    _same_heads({"num_attention_heads": cfg["text_cfg"]["heads"]} if "heads" in cfg.get("text_cfg", {}) else {}, read, "texts", where)
+    if any(tuple(pixels.get(key, own)) != own for key, own in (("mean", CLIP_MEAN), ("std", CLIP_STD))):
+        raise ZooError(f"{where.parent}: pixels have the mean {pixels.get('mean')} and std {pixels.get('std')}, and CLIP's others here")
+
+
+def _activation(program: str, config: Mapping[str, Any]) -> str:
+    """``quick_gelu`` or ``gelu``; where nothing says it, what most weights of this program want."""
+    if program == "openai":
+        return "quick_gelu"
+    if program == "hf_clip":
+        return str(config.get("text_config", {}).get("hidden_act", "quick_gelu"))
+    return "quick_gelu" if config.get("model_cfg", {}).get("quick_gelu", False) else "gelu"
 
 
 def _reads(cross: list[int], blocks: int, name: str) -> dict[str, Any]:
