@@ -99,7 +99,7 @@ class TestByHand:
         assert cider([["a"]], [[["a"]]]).corpus == 0
 
     def test_clipping_and_length(self):
-        """Of words alone: 3 of ln 2 each against 1, clipped; one bigram apart is e^(-2^2 / 72)."""
+        """Of words alone: 3 of ln 2 each against 1, clipped; two words apart is e^(-2^2 / 72)."""
         score = cider([["dog", "dog", "dog"], ["cat"]], [[["dog"]], [["cat"]]], longest=2)
         one = 1 / 3  # the clipped product over both lengths
         assert score.each[0] == pytest.approx(10 * one / 2 * np.exp(-4 / 72))

@@ -101,8 +101,7 @@ def cider(
     """CIDEr-D (Vedantam et al., 2015, https://arxiv.org/abs/1411.5726), as COCO's evaluation computes it under the name CIDEr.
 
     The cosine of tf-idf vectors of n-grams, with counts clipped to the reference's and a Gaussian of the difference in length, averaged
-    over references and n, times 10. How rare an n-gram is, is counted over the pictures at hand: with one picture all is 0. Lengths are
-    in bigrams, as in the published program.
+    over references and n, times 10. How rare an n-gram is, is counted over the pictures at hand: with one picture all is 0.
 
     Args:
         candidates: (N) captions as `words`.
@@ -117,8 +116,7 @@ def cider(
         ZooError: If there are none, or one has no reference.
     """
     _check(candidates, references)
-    counted = [[grams(text, longest) for text in texts] for texts in references]
-    pictures = Counter(gram for texts in counted for gram in set().union(*texts))
+    pictures = Counter(gram for texts in references for gram in {gram for text in texts for gram in grams(text, longest)})
     everything = math.log(len(candidates))
 
     def vector(counts: Grams) -> list[dict[tuple[str, ...], float]]:
@@ -128,12 +126,11 @@ def cider(
         return made
 
     each = []
-    for candidate, texts in zip(candidates, counted, strict=True):
-        mine = vector(grams(candidate, longest))
-        found = 0.0
+    for candidate, texts in zip(candidates, references, strict=True):
+        mine, found = vector(grams(candidate, longest)), 0.0
         for text in texts:
-            theirs, apart = vector(text), _bigrams(grams(candidate, longest)) - _bigrams(text)
-            found += sum(_cosine(a, b) for a, b in zip(mine, theirs, strict=True)) * math.exp(-(apart**2) / (2 * sigma**2))
+            alike = sum(_cosine(a, b) for a, b in zip(mine, vector(grams(text, longest)), strict=True))
+            found += alike * math.exp(-((len(candidate) - len(text)) ** 2) / (2 * sigma**2))
         each.append(10 * found / longest / len(texts))
     return Score(float(np.mean(each)), np.array(each))
 
@@ -141,10 +138,6 @@ def cider(
 def _cosine(mine: Mapping[tuple[str, ...], float], theirs: Mapping[tuple[str, ...], float]) -> float:
     lengths = math.sqrt(sum(x * x for x in mine.values())) * math.sqrt(sum(x * x for x in theirs.values()))
     return sum(min(x, theirs.get(gram, 0.0)) * theirs.get(gram, 0.0) for gram, x in mine.items()) / lengths if lengths else 0.0
-
-
-def _bigrams(counts: Grams) -> int:
-    return sum(count for gram, count in counts.items() if len(gram) == 2)
 
 
 def grams(text: Sequence[str], longest: int) -> Counter[tuple[str, ...]]:
