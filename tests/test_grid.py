@@ -16,12 +16,14 @@ from torch import nn
 from typer.testing import CliRunner
 
 import zoo
+from zoo.abilities import Captioning, Matching, Unmasking
 from zoo.checkpoint import Position
 from zoo.cli import app
 from zoo.collate import Known, PairCollate, stack
 from zoo.errors import ZooError
 from zoo.hub import load, save
 from zoo.matrix import Cell, matrix, table
+from zoo.models._pictures import PictureTextModel
 from zoo.recipe import Recipe
 from zoo.registry import entry, make, names, register
 from zoo.types import Batch, Pair
@@ -41,6 +43,8 @@ TINY: dict[str, dict[str, Any]] = {  # model: settings that make it small, and `
     "meter": {"text": TINY_TEXT, "vision": TINY_IMAGE, "dim": 8, "layers": 1, "width": 16, "heads": 2, "language": "en"},
     "classifier": {"encoders": {"left": TINY_IMAGE, "right": TINY_IMAGE}, "classes": 3},
     "mla": {"encoders": {"left": TINY_IMAGE, "right": TINY_IMAGE}, "classes": 3},
+    "albef": {"vision": TINY_IMAGE, "layers": 2, "dim": 8},
+    "blip": {"vision": TINY_IMAGE, "layers": 1, "dim": 8},
 }
 TINY_CONNECTOR: dict[str, dict[str, Any]] = {  # those whose own defaults are large
     "attention_pool": {"num_queries": 2},
@@ -91,10 +95,17 @@ def classifies(model: nn.Module) -> bool:
     return "classes" in entry("model", model.spec["name"]).gives
 
 
+def describes(model: nn.Module) -> bool:
+    return isinstance(model, PictureTextModel)
+
+
 def some_rows(model: nn.Module) -> list[dict[str, Any]]:
     """Raw rows that the model sees, some without one of their modalities."""
     if classifies(model):
         return [{"left": pictures()[0]}, {"right": pictures()[1]}, *({"left": p, "right": q} for p, q in pairwise(pictures()))]
+    if describes(model):
+        both = [{"text": text, "image": picture} for text, picture in zip(("a red shoe", "soft", "b"), pictures(), strict=False)]
+        return [*both, {"text": "a blue bag"}, {"image": pictures()[3]}]
     rows = [{"title": "a red shoe", "content": "soft"}, {**some_pairs()[0].query, "title": "b"}]
     return rows + [row for row in [{"image": pictures()[0]}] if model.processor.sees(row)]
 
@@ -104,6 +115,16 @@ def training(model: nn.Module) -> tuple[nn.Module, Batch]:
     if classifies(model):
         rows = some_rows(model)
         return make("objective", "cross_entropy"), Batch(stack([model.processor(r) for r in rows]), targets=torch.arange(len(rows)) % 3)
+    if describes(model):
+        rows = some_rows(model)
+        fit = {"itm": Matching, "mlm": Unmasking, "lm": Captioning}
+        terms = [
+            "itc",
+            *({"name": name, **({"rate": 0.9} if name == "mlm" else {})} for name, does in fit.items() if isinstance(model, does)),
+        ]
+        objective = make("objective", {"name": "together", "of": terms, "momentum": 0.9})
+        objective.bind(model)
+        return objective, Batch(stack([model.processor(r) for r in rows]), ids=torch.arange(len(rows)))
     objective = make("objective", "pair_infonce")
     objective.bind(model)
     known = Known.of(torch.from_numpy(notes().pairs("train")), len(notes().notes))
@@ -134,8 +155,12 @@ def asked(model: nn.Module) -> np.ndarray:
         assert chances.shape == (len(rows), TINY["classifier"]["classes"])
         np.testing.assert_allclose(chances.sum(1), 1, rtol=1e-5)
         return chances
-    vectors = model.encode(rows)
-    assert vectors.shape == (len(rows), model.dim)
+    if describes(model):
+        looked, read = ([r for r in rows if key in r] for key in ("image", "text"))
+        vectors = np.concatenate([model.encode(looked, output="image"), model.encode(read, output="text")])
+    else:
+        vectors = model.encode(rows)
+        assert vectors.shape == (len(rows), model.dim)
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, rtol=1e-5)
     return vectors
 
