@@ -52,6 +52,11 @@ def measure_name(protocol: str, k: int) -> str:
     return "accuracy" if protocol == CLASSES else f"recall@{k}"
 
 
+def place_name(direction: str, split: str, k: int) -> str:
+    """A number of captioned pictures, as tables call it: ``from picture to text, test, recall@1``."""
+    return f"{DIRECTIONS[direction]}, {split}, {measure_name(direction, k)}"
+
+
 def missing(rates: float | Mapping[str, float]) -> str:
     """The subset of all rows of which shares in 0..1 are hidden: ``missing_25``, ``missing_image:50,text:25``."""
     return "missing_" + (

@@ -1,4 +1,4 @@
-"""What a recipe asks of a model on its data, and the answers: retrieval where the data are pairs, classes where they are labelled rows."""
+"""What a recipe asks of a model on its data, and the answers: retrieval where these are pairs, classes where they are labelled rows."""
 
 from __future__ import annotations
 
@@ -10,18 +10,21 @@ from typing import Any, NamedTuple
 import numpy as np
 from torch import nn
 
+from zoo import caption_questions
 from zoo.errors import ZooError, unknown
-from zoo.evaluate import classification
+from zoo.evaluate import captioned, classification
 from zoo.evaluate.baselines import bm25, popularity
 from zoo.evaluate.modalities import Altered
 from zoo.evaluate.retrieval import Input, Scorer, embedding_scorer, measure, tasks
-from zoo.metric import CLASSES, Key, Metric, measure_name
+from zoo.metric import CLASSES, Key, Metric
 from zoo.models._encode import progress
 from zoo.recipe import Recipe
-from zoo.sections import Classify, Evaluate
-from zoo.types import Data, LabelledData, PairData, Row
+from zoo.sections import Classify, Evaluate, Retrieve
+from zoo.types import CaptionedData, Data, LabelledData, PairData, Row
 
 HIDDEN: Mapping[str, tuple[str, ...]] = {"both": (), "text": ("image",), "image": ("title", "topic", "content")}  # by what is shown
+_SECTIONS: Mapping[str, Evaluate | Classify | Retrieve] = {"evaluate": Evaluate(), "classify": Classify(), "retrieve": Retrieve()}
+_OF = {"evaluate": "pairs", "classify": "labelled rows", "retrieve": "pictures with texts"}
 _CLASSIC = {"bm25": bm25, "popularity": popularity}
 
 
@@ -30,7 +33,8 @@ class Answer(NamedTuple):
 
     metrics: list[Metric]
     vectors: np.ndarray | None = None  # (N, D) of the items that were asked about, both modalities shown
-    more: Mapping[str, Any] = {}  # of a classifier: what `zoo.evaluate.classification.details` says
+    more: Mapping[str, Any] = {}  # of classes as `zoo.evaluate.classification.details` says, of captions as `zoo.caption_questions.ask`
+    files: Mapping[str, Any] = {}  # by name, what a run leaves besides: examples of captioned pictures
 
 
 def embed(
@@ -62,25 +66,31 @@ def check_questions(recipe: Recipe, data: Data) -> None:
     Raises:
         ZooError: If it has no such split, nothing in it, or too few candidates for a k; or if the recipe measures another kind of data.
     """
-    labelled = isinstance(data, LabelledData)
-    if labelled and recipe.evaluate != Evaluate():
-        raise ZooError(
-            "evaluate: the data set is of labelled rows, of which 'classify' says what is measured: write that, and leave this out"
-        )
-    if not labelled and recipe.classify != Classify():
-        raise ZooError("classify: the data set is of pairs, of which 'evaluate' says what is measured: write that, and leave this out")
-    name = measure_name(main_key(recipe, data).protocol, recipe.evaluate.main.k)
-    floors = [name] if labelled else [f"recall@{k}" for k in recipe.evaluate.k]
+    own = section_of(data)
+    for section, default in _SECTIONS.items():
+        if section != own and getattr(recipe, section) != default:
+            says = f"{section}: the data set is of {_OF[own]}, of which {own!r} says what is measured"
+            raise ZooError(f"{says}: write that, and leave this out")
+    ks = recipe.retrieve.k if own == "retrieve" else recipe.evaluate.k
+    floors = ["accuracy"] if own == "classify" else [f"recall@{k}" for k in ks]
     if lost := [key for key in recipe.floor if key not in floors]:
         raise ZooError("\n".join(f'floor: {unknown("metric", key, floors)}, or write "floor={{}}" for none' for key in lost))
-    if isinstance(data, LabelledData):
-        classic = [name for name, says in recipe.baselines.items() if isinstance(says, str)]
-        if classic:
-            raise ZooError(f"baselines.{classic[0]}: {recipe.baselines[classic[0]]} searches items by words or clicks; classes have none")
-        classification.check(data, recipe.classify)
+    if isinstance(data, PairData):
+        for protocol in recipe.evaluate.protocols:
+            tasks(data, split=recipe.evaluate.split, protocol=protocol, ks=recipe.evaluate.k)
         return
-    for protocol in recipe.evaluate.protocols:
-        tasks(data, split=recipe.evaluate.split, protocol=protocol, ks=recipe.evaluate.k)
+    if classic := [name for name, says in recipe.baselines.items() if isinstance(says, str)]:
+        has = "classes have none" if isinstance(data, LabelledData) else "the words of a picture are what is sought"
+        raise ZooError(f"baselines.{classic[0]}: {recipe.baselines[classic[0]]} searches items by words or clicks; {has}")
+    if isinstance(data, LabelledData):
+        classification.check(data, recipe.classify)
+    else:
+        captioned.check(data, recipe.retrieve)
+
+
+def section_of(data: Data) -> str:
+    """The section of a recipe that says what is measured of a data set: ``evaluate``, ``classify``, ``retrieve``."""
+    return "classify" if isinstance(data, LabelledData) else "retrieve" if isinstance(data, CaptionedData) else "evaluate"
 
 
 def ask(model: nn.Module, data: Data, recipe: Recipe) -> Answer:
@@ -94,6 +104,9 @@ def ask(model: nn.Module, data: Data, recipe: Recipe) -> Answer:
     """
     if isinstance(data, LabelledData):
         return Answer(*classification.measure(model, data, recipe.classify, seed=recipe.seed))
+    if isinstance(data, CaptionedData):
+        answered = caption_questions.ask(model, data, recipe.retrieve, seed=recipe.seed)
+        return Answer(answered.metrics, None, answered.more, answered.files)
     metrics: list[Metric] = []
     vectors: dict[Input, np.ndarray] = {}
     inputs: tuple[Input, ...] = ("both", *recipe.evaluate.inputs)
@@ -143,11 +156,15 @@ def main_key(recipe: Recipe, data: Data) -> Key:
     """The metric that a model is judged by: all questions, everything shown."""
     if isinstance(data, LabelledData):
         return Key(CLASSES, "all", "all", 1)
+    if isinstance(data, CaptionedData):
+        return Key(recipe.retrieve.main.direction, recipe.retrieve.splits[0], "all", recipe.retrieve.main.k)
     return Key(recipe.evaluate.main.protocol, "all", "both", recipe.evaluate.main.k)
 
 
 def split_of(recipe: Recipe, data: Data) -> str:
     """Which part of the data the questions are about."""
+    if isinstance(data, CaptionedData):
+        return recipe.retrieve.splits[0]
     return recipe.classify.split if isinstance(data, LabelledData) else recipe.evaluate.split
 
 
@@ -158,6 +175,8 @@ def questions(recipe: Recipe, data: Data) -> dict[str, str]:
         rows = data.split(recipe.classify.split)
         digest.update(rows.tobytes() + data.labels[rows].tobytes())
         return dict.fromkeys((f"{CLASSES}/{subset}" for subset in classification.asked(recipe.classify)), digest.hexdigest())
+    if isinstance(data, CaptionedData):
+        return caption_questions.digests(data, recipe.retrieve)
     asked, digests = recipe.evaluate, {}
     for protocol in asked.protocols:
         for subset, task in tasks(data, split=asked.split, protocol=protocol, ks=asked.k).items():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import io
 import json
 import logging
 from collections.abc import Mapping, Sequence
@@ -13,20 +12,19 @@ from typing import Any
 import jinja2
 import numpy as np
 import torch
-from PIL import Image
 
 from zoo.checkpoint import checkpoints
 from zoo.errors import ZooError
-from zoo.evaluate import class_plots, diagnosis_plots, plots
+from zoo.evaluate import caption_tables, class_plots, diagnosis_plots, plots
 from zoo.evaluate.retrieval import topk
 from zoo.files import write_bytes, write_text
-from zoo.metric import CLASSES, Key, input_name, measure_name, subset_name
+from zoo.metric import CLASSES, DIRECTIONS, Key, input_name, measure_name, place_name, subset_name
 from zoo.source import Source
+from zoo.thumbnail import thumbnail
 from zoo.types import PairData, Row
 
 logger = logging.getLogger("zoo.report")
 _TEMPLATE = Path(__file__).with_name("report.html")
-_THUMBNAIL = 112  # pixels of the longer side; shown at half of it or a little more
 
 
 def report(folder: Path) -> Path:
@@ -54,6 +52,7 @@ def report(folder: Path) -> Path:
         logger.warning("%s", says)
     diagnosis = _read_json(folder / "diagnosis.json") or {}
     arms = metrics.get("arms", {})
+    captioned = metrics.get("main", {}).get("protocol") in DIRECTIONS
     gradients = {k: v for found in list(arms.values())[:1] for k, v in found.items() if k == "gradients"}  # of the run's own model
     pictures = _pictures(metrics, logs) | diagnosis_plots.pictures({**gradients, **diagnosis}) | class_plots.pictures(arms)
     for name, png in pictures.items():
@@ -66,8 +65,9 @@ def report(folder: Path) -> Path:
         main=_main(metrics),
         comparisons=metrics.get("comparisons", []),
         tables=_tables(metrics),
-        further=_further(metrics),
+        further=[] if captioned else _further(metrics),
         classes=metrics.get("main", {}).get("protocol") == CLASSES,
+        captioned=caption_tables.tables(arms, _read_json(folder / "captions.json") or []) if captioned else None,
         pictures={name: base64.b64encode(png).decode() for name, png in pictures.items()},
         diagnosis=diagnosis,
         examples=_read_json(folder / "examples.json") or [],
@@ -112,20 +112,7 @@ def examples(
 
 def _card(row: Row) -> dict[str, Any]:
     """What is shown of a note: title, text, and a small PNG in base64, None without a picture."""
-    image = row.get("image")
-    if isinstance(image, list | tuple):
-        image = image[0] if image else None
-    if isinstance(image, bytes):
-        image = Image.open(io.BytesIO(image))
-    elif isinstance(image, str | Path):
-        image = Image.open(image)
-    if image is not None:
-        image = image.convert("RGB")
-        image.thumbnail((_THUMBNAIL, _THUMBNAIL))
-        file = io.BytesIO()
-        image.save(file, "PNG")
-        image = base64.b64encode(file.getvalue()).decode()
-    return {"title": row.get("title") or "", "text": row.get("content") or "", "image": image}
+    return {"title": row.get("title") or "", "text": row.get("content") or "", "image": thumbnail(row.get("image"))}
 
 
 def _read_json(path: Path) -> Any:
@@ -199,6 +186,7 @@ def _main(metrics: Mapping[str, Any]) -> dict[str, Any] | None:
     if place not in records:
         raise ZooError(f"metrics.json: the main record {(place[0], *place[1])} is not among its {len(records)} records; evaluate again")
     names = {"measure": measure_name(main["protocol"], main["k"]), "subset_label": subset_name(main["subset"])}
+    names |= {"protocol_label": DIRECTIONS.get(main["protocol"], main["protocol"])}
     return {**records[place], "arm": main["arm"], **names}
 
 
@@ -206,24 +194,32 @@ def _tables(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
     """One table per protocol: a row per arm and input, a column per subset and k; the main record's protocol first."""
     records, main = _records(metrics), metrics.get("main", {})
     protocols = sorted({key.protocol for _, key in records}, key=lambda p: (p != main.get("protocol"), p))
-    return [_table({at: r for at, r in records.items() if at[1].protocol == protocol}, protocol, main) for protocol in protocols]
+    chances: Mapping[str, float] = next((found["chance"] for found in metrics.get("arms", {}).values() if "chance" in found), {})
+    return [_table({at: r for at, r in records.items() if at[1].protocol == protocol}, protocol, main, chances) for protocol in protocols]
 
 
-def _table(records: Mapping[tuple[str, Key], dict[str, Any]], protocol: str, main: Mapping[str, Any]) -> dict[str, Any]:
+def _table(
+    records: Mapping[tuple[str, Key], dict[str, Any]], protocol: str, main: Mapping[str, Any], chances: Mapping[str, float]
+) -> dict[str, Any]:
     subsets = list(dict.fromkeys(key.subset for _, key in records))
     columns = [(s, k) for s in subsets for k in sorted({key.k for _, key in records if key.subset == s})]
     best = {(s, k): max(round(r["recall"], 3) for (_, key), r in records.items() if (key.subset, key.k) == (s, k)) for s, k in columns}
+    chance = {column: chances.get(place_name(protocol, *column)) if protocol in DIRECTIONS else None for column in columns}
     rows = []
     for arm, given in dict.fromkeys((arm, key.input) for arm, key in records):
         cells = [records.get((arm, Key(protocol, s, given, k))) for s, k in columns]
-        marked = [cell and {**cell, "best": round(cell["recall"], 3) == best[column]} for cell, column in zip(cells, columns, strict=True)]
+        marked = [
+            cell and {**cell, "best": round(cell["recall"], 3) == best[at], "times": caption_tables.times(cell["recall"], chance[at])}
+            for cell, at in zip(cells, columns, strict=True)
+        ]
         rows.append({"arm": arm, "input": input_name(given), "main": (arm, given) == (main.get("arm"), main.get("input")), "cells": marked})
     groups = []
     for subset in subsets:
         measures = [measure_name(protocol, k) for s, k in columns if s == subset]
         queries = max(r["queries"] for (_, key), r in records.items() if key.subset == subset)
         groups.append({"label": subset_name(subset), "queries": queries, "measures": measures})
-    return {"protocol": protocol, "groups": groups, "rows": rows}
+    label = DIRECTIONS.get(protocol, f"Protocol {protocol}").capitalize()
+    return {"protocol": protocol, "label": label, "groups": groups, "rows": rows, "chance": [x for x in chance.values() if x is not None]}
 
 
 def _further(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -20,16 +20,16 @@ from zoo.evaluate.gradients import gradient_shares
 from zoo.evaluate.verdict import compare, verdict
 from zoo.files import write_json
 from zoo.hub import load
-from zoo.metric import Key, Metric, measure_name
+from zoo.metric import DIRECTIONS, Key, Metric, measure_name
 from zoo.questions import ask, ask_classic, check_questions, main_key, questions, split_of
 from zoo.recipe import Recipe, arm, load_recipe, values
 from zoo.registry import make
 from zoo.report import examples, report
 from zoo.train import train
-from zoo.types import Data, LabelledData, PairData
+from zoo.types import CaptionedData, Data, LabelledData, PairData
 
 logger = logging.getLogger("zoo.run")
-_MEASURED = ("evaluate", "classify", "data", "floor", "seed")
+_MEASURED = ("evaluate", "classify", "retrieve", "data", "floor", "seed")
 
 
 class Arm(NamedTuple):
@@ -38,8 +38,9 @@ class Arm(NamedTuple):
     metrics: list[Metric]
     parameters: int  # trained ones; 0 for a classic baseline
     seconds: float  # of training
-    vectors: np.ndarray | None  # (N, D) of its items, both modalities shown; None for a classic baseline and for a classifier
-    more: Mapping[str, Any]  # of a classifier, as `Answer` says
+    vectors: np.ndarray | None  # (N, D) of its items, both modalities shown; None for a classic baseline and for other data
+    more: Mapping[str, Any]  # of classes and of captioned pictures, as `Answer` says
+    files: Mapping[str, Any]  # likewise
 
 
 class Outcome(NamedTuple):
@@ -55,7 +56,7 @@ class Outcome(NamedTuple):
 def evaluate(
     run: str | Path | nn.Module, *, loaded: Data | None = None, data_root: str | Path | None = None, recipe: Any = None, **keywords: Any
 ) -> list[Metric]:
-    """Recall of a trained model, or the accuracy of one that tells classes, as its recipe says.
+    """Recall of a trained model, of items or of pictures and texts, or the accuracy of one that tells classes, as its recipe says.
 
     Args:
         run: A run folder, or a model together with ``recipe``.
@@ -82,7 +83,7 @@ def evaluate(
 
 
 def check_unseen(folder: str | Path, settings: Recipe, data: Data, data_root: str | Path | None) -> None:
-    """Whether the rows to classify are none that a run was trained on, its splits having been dealt anew: another rotation of speakers.
+    """Whether the rows to be asked about are none that a run was trained on, its splits having been dealt anew: another rotation.
 
     Args:
         folder: The run.
@@ -93,21 +94,30 @@ def check_unseen(folder: str | Path, settings: Recipe, data: Data, data_root: st
     Raises:
         ZooError: If any of them was. Not where the split to be measured is called ``train``.
     """
-    split, written = settings.classify.split, Path(folder) / "recipe.yaml"
-    if not isinstance(data, LabelledData) or split == "train" or not written.is_file():
+    written = Path(folder) / "recipe.yaml"
+    if isinstance(data, PairData) or not written.is_file():
         return
     own = load_recipe(written)
     if own.data == settings.data or split_spec(own.data)[0] != split_spec(settings.data)[0]:
         return
-    before = load_data(own, data_root)
-    assert isinstance(before, LabelledData), "one set is of one kind"
-    learned = {before.row_ids[int(i)] for i in before.split("train")}
-    asked = data.split(split)
-    if seen := sum(data.row_ids[int(i)] in learned for i in asked):
-        raise ZooError(
-            f"data: under these settings, {seen} of the {len(asked)} rows of split {split!r} are among those that {folder} was trained on:"
-            " leave out what deals the splits anew (seed, data.seed, data.rotation, data.splits)"
-        )
+    splits = settings.retrieve.splits if isinstance(data, CaptionedData) else (settings.classify.split,)
+    learned = set(_names(load_data(own, data_root), "train"))
+    for split in splits:
+        asked = _names(data, split)
+        if split != "train" and (seen := sum(name in learned for name in asked)):
+            of = "pictures" if isinstance(data, CaptionedData) else "rows"
+            raise ZooError(
+                f"data: under these settings, {seen} of the {len(asked)} {of} of split {split!r} are among those that {folder} was trained"
+                " on: leave out what deals the splits anew (seed, data.seed, data.rotation, data.splits, data.unseen_style)"
+            )
+
+
+def _names(data: Data, split: str) -> list[Any]:
+    """Of the rows, or the pictures, of a split."""
+    assert not isinstance(data, PairData), "check_unseen leaves them out"
+    if isinstance(data, CaptionedData):
+        return [data.picture_ids[i] for i in np.unique(data.pairs(split)[:, 0]).tolist()]
+    return [data.row_ids[int(i)] for i in data.split(split)]
 
 
 def evaluation(recipe: Any, *overrides: str, **keywords: Any) -> Recipe:
@@ -115,7 +125,8 @@ def evaluation(recipe: Any, *overrides: str, **keywords: Any) -> Recipe:
 
     Args:
         recipe: A file, the name of a shipped recipe, a mapping or a `Recipe`.
-        *overrides: ``"evaluate.split=val"``; of ``evaluate``, ``classify``, ``data``, ``floor``, ``seed``; the rest is in the weights.
+        *overrides: ``"evaluate.split=val"``; of ``evaluate``, ``classify``, ``retrieve``, ``data``, ``floor``, ``seed``; the rest is
+            in the weights.
         **keywords: The same from Python, ``evaluate__split="val"``.
 
     Raises:
@@ -138,11 +149,13 @@ def load_pairs(recipe: Recipe, what: str, data_root: str | Path | None = None) -
     """The same, for ``what`` is of items only.
 
     Raises:
-        ZooError: If the data set is of labelled rows.
+        ZooError: If the data set is of labelled rows, or of pictures and texts.
     """
     data = load_data(recipe, data_root)
-    if not isinstance(data, PairData):
+    if isinstance(data, LabelledData):
         raise ZooError(f"{what} is for models of items, and this run's data are labelled rows: its report says what each modality is worth")
+    if not isinstance(data, PairData):
+        raise ZooError(f"{what} is for models of items, and this run's data are pictures with texts: its report says what they find")
     return data
 
 
@@ -184,7 +197,7 @@ def run(recipe: Any, *overrides: str, data_root: str | Path | None = None, fresh
 
 def _check_arm(name: str, recipe: Recipe, data: Data, own: Recipe, seen: Data) -> None:
     """Whether an arm answers the questions of its run: the verdict compares question by question."""
-    for section in ("evaluate", "classify"):
+    for section in ("evaluate", "classify", "retrieve"):
         if values(own)[section] != values(recipe)[section]:
             raise ZooError(
                 f"baselines.{name}: it changes {section!r}, and arms are compared on the same queries: change it for the whole recipe"
@@ -208,7 +221,7 @@ def train_and_measure(recipe: Recipe, data: Data, *, fresh: bool = False) -> Arm
     parameters = sum(p.numel() for p in model.parameters() if p.requires_grad) + (count(recipe.out) if recipe.adapters else 0)
     parameters = 0 if recipe.run.steps == 0 else parameters
     more = {**found.more, **_gradients(model, recipe)} if isinstance(data, LabelledData) and recipe.run.log_gradients else found.more
-    return Arm(found.metrics, parameters, _seconds(recipe.out), found.vectors, more)
+    return Arm(found.metrics, parameters, _seconds(recipe.out), found.vectors, more, found.files)
 
 
 def _gradients(model: nn.Module, recipe: Recipe) -> dict[str, Any]:
@@ -223,7 +236,7 @@ def measure_classic(name: str, data: Data, recipe: Recipe) -> Arm:
     Raises:
         ZooError: If the data cannot answer what the recipe measures.
     """
-    return Arm(ask_classic(name, data, recipe).metrics, 0, 0.0, None, {})
+    return Arm(ask_classic(name, data, recipe).metrics, 0, 0.0, None, {}, {})
 
 
 def _seconds(folder: Path) -> float:
@@ -262,6 +275,8 @@ def _written(recipe: Recipe, name: str, data: Data, arms: Mapping[str, Arm]) -> 
         "machine": machine() | {"seed": recipe.seed},
     }
     write_json(recipe.out / "metrics.json", metrics)
+    for file, content in arms[name].files.items():
+        write_json(recipe.out / file, content)
     vectors = arms[name].vectors
     if recipe.evaluate.examples and vectors is not None and isinstance(data, PairData):
         queries = np.unique(data.pairs(recipe.evaluate.split)[:, 0])
@@ -278,9 +293,13 @@ def headline(metrics: Sequence[Metric], main: Key) -> Metric:
 
 
 def missed_floors(recipe: Recipe, metrics: Sequence[Metric], main: Key) -> list[str]:
-    """Which of the recipe's quality floors the headline metric did not reach, in words."""
-    at = {measure_name(m.protocol, m.k): m.recall for m in metrics if m.key == main._replace(k=m.k)}
-    return [f"{key} is {at[key]:.3f}, below the floor {floor}" for key, floor in recipe.floor.items() if at[key] < floor]
+    """Which of the recipe's quality floors the headline metric did not reach, in words; of captioned pictures in either direction."""
+    missed = []
+    for protocol in DIRECTIONS if main.protocol in DIRECTIONS else (main.protocol,):
+        of = f"{DIRECTIONS[protocol]}, " if protocol in DIRECTIONS else ""
+        at = {measure_name(m.protocol, m.k): m.recall for m in metrics if m.key == main._replace(k=m.k, protocol=protocol)}
+        missed += [f"{of}{key} is {at[key]:.3f}, below the floor {floor}" for key, floor in recipe.floor.items() if at[key] < floor]
+    return missed
 
 
 def machine() -> dict[str, Any]:

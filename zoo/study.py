@@ -29,6 +29,7 @@ from zoo.metric import Metric
 from zoo.questions import check_questions, questions
 from zoo.recipe import values
 from zoo.run import load_data, machine, measure_classic, train_and_measure
+from zoo.sections import Retrieve
 from zoo.train import identity_of
 from zoo.trials import Trial
 from zoo.types import Data
@@ -163,7 +164,8 @@ def perform(trial: Trial, data: Data, *, fresh: bool = False) -> None:
 
 def _measured(trial: Trial) -> dict[str, Any]:
     """What may change between two measurements of the same weights."""
-    return {"evaluate": values(trial.recipe.evaluate), "classify": values(trial.recipe.classify)}
+    asked = {section: values(getattr(trial.recipe, section)) for section in ("evaluate", "classify", "retrieve")}
+    return {section: said for section, said in asked.items() if section != "retrieve" or said != values(Retrieve())}
 
 
 def _write(trial: Trial, fingerprint: str, state: State, message: str = "", **numbers: Any) -> None:

@@ -115,7 +115,7 @@ def _refused(overrides: Sequence[str], seeds: int, grid: Mapping[str, Sequence[A
     faults += [
         f"grid {key}: {section} is the same for all cells, which answer the same questions: override it for all"
         for key in grid
-        if (section := key.partition(".")[0]) in ("evaluate", "classify")
+        if (section := key.partition(".")[0]) in ("evaluate", "classify", "retrieve")
     ]
     faults += [f"grid {key}: it has no value: write {key}=VALUE,VALUE" for key, points in grid.items() if not len(points)]
     return faults + ([] if seeds >= 1 else [f"seeds: {seeds} is none: write 1 or more"])
@@ -160,7 +160,7 @@ def _collisions(found: Sequence[Trial]) -> list[str]:
             faults.append(f"cells {folders[folder]!r} and {trial.cell!r} would share the folder {folder}: leave one out")
         folders[folder] = trial.cell
         first = found[0]
-        for section in ("evaluate", "classify"):
+        for section in ("evaluate", "classify", "retrieve"):
             if values(trial.recipe)[section] != values(first.recipe)[section]:
                 says = "and cells answer the same questions: override it for all"
                 faults.append(f"{trial.cell}: its {section!r} is not that of {first.cell}, {says}")

@@ -138,6 +138,24 @@ def places_of_first(scores: np.ndarray, right: np.ndarray) -> np.ndarray:
     return 1 + ((scores >= best[:, None]) & ~right).sum(1)
 
 
+def reranked(before: np.ndarray, search: Search, near: Nearest, scores: np.ndarray) -> np.ndarray:
+    """(Q,) int64 as `ranks`, where the nearest of each query were scored again and all others stay below them, in their order.
+
+    Args:
+        before: (Q,) `ranks` by cosine.
+        search: What is asked.
+        near: What was scored again.
+        scores: (Q, n) higher is nearer, in the order of ``near.places``.
+    """
+    found = before.copy()
+    for first in range(0, len(before), size := max(1, _CELLS // max(1, len(search.candidates)))):
+        places = near.places[first : first + size]
+        right = np.take_along_axis(search.is_right(first, first + len(places)), places, 1)
+        has = right.any(1)  # a query without a partner among them has it behind them, where it was
+        found[first : first + len(places)][has] = places_of_first(scores[first : first + len(places)][has], right[has])
+    return found
+
+
 def chance(search: Search, k: int) -> np.ndarray:
     """(Q,) float64, how probable it is that each query is answered within ``k`` by a random ranking."""
     count = len(search.candidates)
