@@ -3,7 +3,7 @@
 import torch
 
 
-def heat(module, seed=0):
+def heat(module, matrices=1.5, seed=0):
     """Vectors drawn at random, matrices as large as keeps numbers in range; at first weights a tower hardly looks at its input."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -14,7 +14,7 @@ def heat(module, seed=0):
             elif "emb" in name or name.endswith("query"):
                 drawn *= 0.5
             elif parameter.ndim > 1:
-                drawn *= 1.5 / parameter[0].numel() ** 0.5
+                drawn *= matrices / parameter[0].numel() ** 0.5
             else:
                 drawn = 1 + 0.3 * drawn if name.endswith("weight") else 0.3 * drawn
             parameter.copy_(drawn)
