@@ -1,18 +1,11 @@
-"""Matching against ALBEF's 3B pairs, written out; negatives are never known positives; over several processes."""
-
-from datetime import timedelta
+"""Matching against ALBEF's 3B pairs, written out; negatives are never known positives."""
 
 import pytest
 import torch
-from torch import distributed as dist
-from torch import multiprocessing as mp
 from torch.nn import functional as F
 
 from tests.picture_text_model import Small, batch_of, model_and_other, unit
 from zoo import ZooError, make
-from zoo.distributed import processes
-from zoo.momentum import Drawn
-from zoo.types import Batch, ModalityInputs
 
 EXACT = {"rtol": 1e-8, "atol": 1e-10}  # float64
 ROWS = 6
@@ -182,56 +175,3 @@ def test_settings(given):
 def test_a_model_that_cannot_match():
     with pytest.raises(ZooError, match="itm asks the model which pictures and texts belong together"):
         make("objective", "itm").bind(torch.nn.Linear(1, 1))
-
-
-# Over processes
-
-
-def shares(world):
-    """Two batches of different length of text, and both as one."""
-    parts = [batch_of(3, seed, length=6 + seed, ids=torch.tensor([3 * seed, 100, 3 * seed + 2])) for seed in range(world)]
-    longest = max(p.inputs["text"].values.shape[1] for p in parts)
-
-    def padded(x):
-        return F.pad(x, (0, longest - x.shape[1]))
-
-    text = ModalityInputs(*(torch.cat([padded(getattr(p.inputs["text"], key)) for p in parts]) for key in ("values", "mask")))
-    image = ModalityInputs(torch.cat([p.inputs["image"].values for p in parts]))
-    return parts, Batch({"image": image, "text": text}, ids=torch.cat([p.ids for p in parts]))
-
-
-def outcome(batch):
-    """Loss and gradients with the negative that is most alike: the draw would differ between one process and several."""
-    torch.manual_seed(7)
-    model, objective = Small().double(), make("objective", "itm", among="global")
-    objective.bind(model)
-    objective.draw = Closest()
-    loss = objective(model, batch)
-    loss.total.backward()
-    return {"total": loss.total.detach(), **gradients(model)}
-
-
-class Closest:
-    """Takes the allowed column of the highest logit."""
-
-    def __call__(self, logits, allowed):
-        return Drawn(logits.masked_fill(~allowed, -torch.inf).argmax(1), allowed.any(1))
-
-
-def work(rank, world, folder):
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=world, timeout=timedelta(seconds=60))
-    assert processes() == world
-    torch.save(outcome(shares(world)[0][rank]), f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
-
-
-def test_two_processes_equal_one(tmp_path):
-    mp.spawn(work, (2, str(tmp_path)), 2)
-    each = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
-    whole = outcome(shares(2)[1])
-    apart = [outcome(part) for part in shares(2)[0]]
-    assert each[0].keys() == whole.keys()
-    for name, value in whole.items():
-        mean = sum(of[name] for of in each) / 2  # as DistributedDataParallel averages
-        torch.testing.assert_close(mean, value, **EXACT, msg=lambda m, name=name: f"{name}: {m}")
-    assert abs(sum(of["total"] for of in apart) / 2 - whole["total"]) > 1e-4  # negatives of the other process were taken

@@ -90,9 +90,11 @@ def _value(hint: Any, definitions: dict[str, Schema]) -> Schema:
         if maps_parts(hint):
             return {"type": "object", "additionalProperties": part}
         branches = _branches(hint)
-        also = [{"type": "array", "items": part}] if any(get_origin(b) is list for b in branches) else []
+        lists = [get_origin(b) is list for b in branches]
+        one = [] if all(lists) else [part]
+        also = [{"type": "array", "items": part}] if any(lists) else []
         null = [{"type": "null"}] if type(None) in branches else []
-        return {"anyOf": [part, *also, *null]}
+        return {"anyOf": [*one, *also, *null]}
     try:
         made = TypeAdapter(hint, config=_config(hint)).json_schema()
     except PydanticInvalidForJsonSchema:  # a Python object, which no recipe writes

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from zoo.errors import ZooError
 from zoo.types import Batch, Loss, ModelOutput, Tokens
 
 
@@ -58,9 +59,23 @@ def rows_of(x: Tokens, which: Tensor) -> Tokens:
     return Tokens(x.tokens[which], x.mask[which], None if x.pooled is None else x.pooled[which], x.present[which])
 
 
-def both_there(out: ModelOutput) -> Tensor:
+def tokens_of(out: ModelOutput, objective: str) -> tuple[Tokens, Tokens]:
+    """Those of the pictures and of the texts.
+
+    Raises:
+        ZooError: If they are not there, as where a batch passes the model in chunks.
+    """
+    if missing := [name for name in ("image", "text") if name not in out.tokens]:
+        raise ZooError(
+            f"{objective} reads the tokens of {' and '.join(missing)}, and there are none: chunks of run.gradcache leave embeddings, so "
+            "write run.gradcache: 0; or else take a model that gives them"
+        )
+    return out.tokens["image"], out.tokens["text"]
+
+
+def both_there(seen: Tokens, read: Tokens) -> Tensor:
     """(B,) bool: the rows that have a picture and a text."""
-    return out.tokens["image"].present & out.tokens["text"].present
+    return seen.present & read.present
 
 
 def wide(x: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from zoo.abilities import Matching
 from zoo.distributed import all_rows, longest, processes
 from zoo.errors import ZooError
 from zoo.momentum import Negatives, NegativeSampler
-from zoo.objectives._shared import Likeness, Shared, alone, both_there, mean_of, rows_of, unit, wide
+from zoo.objectives._shared import Likeness, Shared, alone, both_there, mean_of, rows_of, tokens_of, unit, wide
 from zoo.registry import register
 from zoo.types import Batch, Loss, Tokens
 
@@ -73,8 +73,8 @@ class Itm(nn.Module):
 
     def term(self, model: Any, batch: Batch, shared: Shared) -> tuple[Tensor, dict[str, Tensor], Any]:
         """As `zoo.objectives._shared.Term`."""
-        out, there = shared.out, both_there(shared.out)
-        seen, read = out.tokens["image"], out.tokens["text"]
+        seen, read = tokens_of(shared.out, "itm")
+        there = both_there(seen, read)
         found = self._candidates(seen, model.hold(batch.inputs["text"], read))
         row = found.first + torch.arange(len(there), device=there.device)
         to_texts = self.draw(self._logits("image", shared), self._allowed(batch, seen.present, read.present))

@@ -13,7 +13,7 @@ from zoo.abilities import Unmasking
 from zoo.config import Fraction
 from zoo.errors import ZooError
 from zoo.momentum import SoftTarget
-from zoo.objectives._shared import Shared, alone, both_there, mean_of, wide
+from zoo.objectives._shared import Shared, alone, both_there, mean_of, tokens_of, wide
 from zoo.registry import register
 from zoo.types import Batch, Loss, ModalityInputs
 
@@ -75,10 +75,10 @@ class Mlm(nn.Module):
         Raises:
             ZooError: If it needs a twin and there is none.
         """
-        text, out = batch.inputs["text"], shared.out
-        chosen = choose(text, model.vocabulary, self.rate, self.whole_words) & both_there(out)[:, None]
+        text, (seen, read) = batch.inputs["text"], tokens_of(shared.out, "mlm")
+        chosen = choose(text, model.vocabulary, self.rate, self.whole_words) & both_there(seen, read)[:, None]
         masked = text._replace(values=hide(text.values, chosen, model.vocabulary))
-        logits = wide(model.unmask(masked, out.tokens["image"]))  # (B, N, V)
+        logits = wide(model.unmask(masked, seen))  # (B, N, V)
         hard = F.cross_entropy(logits.flatten(0, 1), text.values.flatten(), reduction="none")
         loss = mean_of(hard, chosen.flatten())
         parts = {"filled": mean_of((logits.argmax(2) == text.values).to(logits.dtype), chosen).detach()}
