@@ -45,6 +45,8 @@ TINY: dict[str, dict[str, Any]] = {  # model: settings that make it small, and `
     "mla": {"encoders": {"left": TINY_IMAGE, "right": TINY_IMAGE}, "classes": 3},
     "albef": {"vision": TINY_IMAGE, "layers": 2, "dim": 8},
     "blip": {"vision": TINY_IMAGE, "layers": 1, "dim": 8},
+    "clip": {"vision": TINY_IMAGE, "dim": 8},
+    "coca": {"vision": TINY_IMAGE, "dim": 8, "queries": 3},
 }
 TINY_CONNECTOR: dict[str, dict[str, Any]] = {  # those whose own defaults are large
     "attention_pool": {"num_queries": 2},
