@@ -36,6 +36,8 @@ COMMANDS = (
     "mine",
     "embed",
     "search",
+    "zeroshot",
+    "caption",
     "train",
     "run",
     "eval",
@@ -43,7 +45,10 @@ COMMANDS = (
     "compare",
     "diagnose",
     "export",
+    "convert",
     "bench",
+    "balance",
+    "capfilt",
     "data",
 )
 TINY = {
@@ -323,7 +328,7 @@ class TestVectors:
         pq.write_table(pa.table({"note_id": ["a"], "vector": [[1.0]]}), "lists.parquet")
         Path("half.parquet").write_bytes(Path("two.parquet").read_bytes()[:50])
         for arguments, says in (
-            (["two.parquet"], "search needs a new note (--title, --topic, --content, --image) or the id"),
+            (["two.parquet"], "search needs a new note (--title, --topic, --content, --image, --text) or the id"),
             (["two.parquet", "--note", "a", "--title", "x"], "one of the two"),
             (["two.parquet", "--note", "c"], "no note 'c' in two.parquet; its first ids are a, b"),
             (["two.parquet", "--title", "x"], "two.parquet holds vectors of width 2"),

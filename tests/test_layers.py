@@ -60,7 +60,7 @@ FLOORS = (  # from the ground up; a module that no floor names fails
         "foreign_settings",
         "unconvert",
     ),
-    ("fetch", "init_from", "opened", "shapes", "search", "export", "reranking", "convert"),
+    ("fetch", "balance", "init_from", "opened", "shapes", "search", "export", "reranking", "convert"),
     ("train", "report", "bench", "doctor", "examine", "questions"),
     ("run", "validate"),
     ("embed", "embed_shards", "study", "diagnose", "capfilt", "describe"),

@@ -19,7 +19,21 @@ from zoo.errors import Terminated, ZooError
 from zoo.interrupt import leave_on_sigterm
 
 # Files that add their commands to the application, in the order of the help.
-COMMANDS = ("parts", "checks", "items", "runs", "compare", "diagnose", "export", "bench", "data")
+COMMANDS = (
+    "parts",
+    "checks",
+    "items",
+    "pictures",
+    "runs",
+    "compare",
+    "diagnose",
+    "export",
+    "convert",
+    "bench",
+    "data",
+    "balance",
+    "capfilt",
+)
 STOPPED = {130: "interrupted", Terminated.code: "terminated"}  # 130 is what typer exits with on Ctrl-C, and what shells expect
 
 for file in COMMANDS:

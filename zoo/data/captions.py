@@ -60,7 +60,7 @@ def captions(
     given = columns or {}
     if lost := [repr(name) for name in given if name not in KNOWN]:
         raise ZooError(f"columns: {', '.join(lost)} is none of {', '.join(KNOWN)}; texts are named by the setting texts")
-    files = _files(place)
+    files = tables_of(place)
     table = _table(files, texts, given)
     names, of = _named(table)
     first = table.take(np.unique(of, return_index=True)[1])  # of each picture the row that shows it
@@ -91,8 +91,12 @@ def captions(
     )
 
 
-def _files(place: Path) -> list[Path]:
-    """The table's files, in the order of their names, all of one kind."""
+def tables_of(place: Path) -> list[Path]:
+    """The table's files, in the order of their names, all of one kind.
+
+    Raises:
+        ZooError: If there is none, or more than one table.
+    """
     found = sorted(p for kind in ("parquet", "csv", "jsonl") for p in (*place.glob(f"captions.{kind}"), *place.glob(f"captions-*.{kind}")))
     if not found:
         there = sorted(p.name for p in place.iterdir())
