@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from PIL import Image
+from timm.layers import resample_abs_pos_embed
 from torch.nn import functional as F
 from transformers import BlipConfig, BlipForConditionalGeneration, BlipForImageTextRetrieval
 
@@ -27,9 +28,12 @@ from tools.named_weights import numbers, weight
 from zoo.abilities import Captioning, Matching, Unmasking
 from zoo.collate import stack
 from zoo.errors import ZooError
+from zoo.hub import save
+from zoo.init_from import take_parts
 from zoo.models._bert_keys import to_theirs
 from zoo.models._pictures import CaptionProcessor
 from zoo.registry import build
+from zoo.stages import Stage
 
 WITH_ROLES = len(WORDS) + 2
 DEC, ENC = len(WORDS), len(WORDS) + 1
@@ -383,3 +387,17 @@ def test_a_file_of_two_models_that_do_not_share_is_refused():
     del state["text_encoder.encoder.layer.1.attention.self.key.bias"]
     with pytest.raises(ZooError, match=r"no text_encoder\.encoder\.layer\.1\.attention\.self\.key\.bias, and others of its layer"):
         loaded(blip(told.told["vocabulary"]), state)
+
+
+def test_a_stage_gives_its_pictures_positions_to_larger_pictures(tmp_path):
+    """Fine-tuning looks at larger pictures; timm's own resampling is the reference."""
+    small, large = (build("blip", layers=1, vision={"name": "image_transformer", "arch": "tiny", "image_size": size}) for size in (32, 64))
+    save(small, tmp_path)
+    take_parts(large, [Stage(recipe="pretrain", parts=("vision", "trunk"))], [tmp_path])
+    tokens = small.state_dict()["vision.model.pos_embed"].shape[1]
+    prefix = tokens - int(tokens**0.5) ** 2
+    grid = int(large.state_dict()["vision.model.pos_embed"].shape[1] ** 0.5)
+    theirs = resample_abs_pos_embed(small.state_dict()["vision.model.pos_embed"], [grid, grid], num_prefix_tokens=prefix)
+    torch.testing.assert_close(large.state_dict()["vision.model.pos_embed"], theirs)
+    assert torch.equal(large.trunk.blocks[0].cross.kv.weight, small.trunk.blocks[0].cross.kv.weight)
+    assert not torch.equal(large.embed.words.weight, small.embed.words.weight)

@@ -9,14 +9,14 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from zoo.errors import ZooError
 from zoo.files import write_json
 from zoo.foreign import Foreign, read_foreign
-from zoo.foreign_settings import bert_settings, clip_settings, side
+from zoo.foreign_settings import bert_settings, clip_settings
 from zoo.hub import save
 from zoo.models import _bert_keys, _clip_keys, _coca_keys
+from zoo.positions import PLACES, resampled
 from zoo.registry import build
 from zoo.source import Source
 
@@ -30,7 +30,6 @@ _CLIP = {
     "open_clip_coca": _coca_keys.from_open_clip,
     "hf_clip": _clip_keys.from_hf_clip,
 }
-_PLACES = ("vision.model.pos_embed", "vision.model.positional_embedding", "vision.encoder.model.positional_embedding")
 _SHOWN = 8  # names in a message
 
 
@@ -172,7 +171,7 @@ def _fit(model: Any, mapped: _bert_keys.Mapped, where: Path) -> str:
         ZooError: If a name is missing that is not known to be, or shapes differ.
     """
     own, state, resized = model.state_dict(), dict(mapped.state), ""
-    for name in _PLACES:
+    for name in PLACES:
         if name in own and name in state and own[name].shape != state[name].shape:
             resized = f"{tuple(state[name].shape)} to {tuple(own[name].shape)}"
             state[name] = resampled(state[name], own[name].shape[-2])
@@ -186,27 +185,6 @@ def _fit(model: Any, mapped: _bert_keys.Mapped, where: Path) -> str:
         raise ZooError(f"{where} does not fit the model {model.spec['name']}:\n" + "\n".join(faults))
     model.load_state_dict(own | state)
     return resized
-
-
-def resampled(places: Tensor, count: int) -> Tensor:
-    """Positions of patches of a picture of another size, bicubic, each with its weight in all that it now stands for.
-
-    Args:
-        places: (1, N, D) or (N, D), a square of patches, perhaps with a class token before it, which stays as it is.
-        count: How many there shall be, with the class token if there was one.
-
-    Returns:
-        (1, count, D) or (count, D).
-
-    Raises:
-        ZooError: If either number is that of no square.
-    """
-    N = places.shape[-2]
-    first = 0 if round(N**0.5) ** 2 == N else 1
-    old, new = (side(n - first, Path("positions")) for n in (N, count))
-    token, grid = places[..., :first, :], places[..., first:, :].reshape(1, old, old, -1).permute(0, 3, 1, 2)
-    grid = F.interpolate(grid.float(), size=(new, new), mode="bicubic", antialias=True).to(places.dtype)
-    return torch.cat([token, grid.permute(0, 2, 3, 1).reshape(*places.shape[:-2], new * new, -1)], -2)
 
 
 def _sized(settings: Mapping[str, Any], image_size: int, state: Mapping[str, Tensor], where: Path) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from torch import nn
 from zoo.errors import ZooError, unknown
 from zoo.files import alone, write_json
 from zoo.hub import ABOUT, WEIGHTS
+from zoo.positions import PLACES, resampled
 from zoo.recipe import Recipe, load_recipe, values
 from zoo.registry import make
 from zoo.stages import Stage
@@ -70,6 +71,8 @@ def prepare(
 def take_parts(model: nn.Module, stages: Sequence[Stage], folders: Sequence[Path]) -> None:
     """Copy the weights of each stage's parts into ``model``; a later stage has the last word.
 
+    Where this model looks at larger pictures, positions of patches are resampled.
+
     Raises:
         ZooError: If a part is in one of the two models only, or has other shapes there.
     """
@@ -81,6 +84,9 @@ def take_parts(model: nn.Module, stages: Sequence[Stage], folders: Sequence[Path
                 choices = [name for name in modules if name and "." not in name]
                 raise ZooError(f"init_from: {stage.recipe}: {unknown('part of this model', part, choices)}")
             given = {name.removeprefix(f"{part}."): tensor for name, tensor in state.items() if name.startswith(f"{part}.")}
+            for name, own in modules[part].state_dict().items():
+                if f"{part}.{name}" in PLACES and name in given and given[name].shape != own.shape:
+                    given[name] = resampled(given[name], own.shape[-2])
             try:
                 modules[part].load_state_dict(given)
             except RuntimeError as e:  # names or shapes that differ
