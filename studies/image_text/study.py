@@ -1,0 +1,145 @@
+"""Run the comparisons of models of pictures and captions, as often as it takes.
+
+    python studies/image_text/study.py --data DIR [--only table momentum capfilt] [--seeds 3] [--jobs 2] [--steps N]
+
+``DIR`` holds the folder emoji_zh_en. What is finished under ``runs/image_text`` is not done again. Results go beside this file.
+
+table     CLIP, ALBEF, BLIP and CoCa on as many pairs each, against CLIP
+momentum  ALBEF with 0, 20 and 40 % of the captions wrong, with and without soft targets, negatives drawn by likeness or evenly
+capfilt   BLIP on noisy captions, then tuned as captioner and as filter on the trusted ones, and trained anew on what they leave
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import shutil
+import statistics
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from zoo.capfilt import capfilt
+from zoo.compare import compare
+from zoo.files import write_json, write_text
+from zoo.run import machine, run
+
+HERE, OUT = Path(__file__).parent, Path("runs/image_text")
+TABLE = ("clip/emoji_en", "albef/emoji_en", "blip/emoji_en", "coca/emoji_en")
+PARTS = ["vision", "embed", "trunk", "head", "image_projection", "text_projection", "matches"]
+ARMS = ("both", "captioner", "filter")
+DIRECTIONS = {"picture to text": "image_to_text", "text to picture": "text_to_image"}
+
+
+def table(given: argparse.Namespace) -> None:
+    """As many pairs for each model: batches of 64, the same number of steps."""
+    budget = [f"run.steps={given.steps or 400}", "run.batch_size=64", "run.threads=1", "baselines={}", "floor={}", "retrieve.captions=0"]
+    _compare(given, "table", TABLE, budget, against="clip/emoji_en")
+
+
+def momentum(given: argparse.Namespace) -> None:
+    """The arms of ``distillation.yaml``, at each share of wrong captions."""
+    budget = [] if given.steps is None else [f"run.steps={given.steps}"]
+    grid = {"data.mismatch": [0.0, 0.2, 0.4]}
+    _compare(given, "momentum", (str(HERE / "distillation.yaml"),), budget, grid=grid, arms=("all",))
+
+
+def _compare(given: argparse.Namespace, name: str, recipes: tuple[str, ...], overrides: list[str], **more: Any) -> None:
+    settings = {"seeds": given.seeds, "jobs": given.jobs, "data_root": given.data, "out": OUT / name}
+    found = compare(recipes, *overrides, **settings, **more)
+    for kind in ("json", "md"):
+        shutil.copy(found.folder / f"compare.{kind}", HERE / f"{name}.{kind}")
+    print(found.table)
+
+
+def loop(seed: int, data: Path, steps: int) -> dict[str, Any]:
+    """CapFilt from the first model to the last, of one seed: what the filter is worth, and recall of each model.
+
+    The last models are trained anew from the start, as in the paper, for as many steps as the first.
+    """
+    torch.set_num_threads(1)
+    home, tuning = OUT / "capfilt" / str(seed), max(steps // 4, 1)
+    said = [f"seed={seed}"]
+    first = run(HERE / "web.yaml", *said, f"run.steps={steps}", f"out={home / 'web'}", data_root=data)
+    stage = f"init_from=[{{recipe: {home / 'web' / 'recipe.yaml'}, parts: {json.dumps(PARTS)}, share: [], cache: {home / 'stages'}}}]"
+    for role in ("captioner", "filter"):
+        run(HERE / f"{role}.yaml", *said, stage, f"run.steps={tuning}", f"out={home / role}", data_root=data)
+    folder = home / "texts"
+    told = capfilt(
+        HERE / "web.yaml",
+        folder,
+        *said,
+        captioner=home / "captioner",
+        filter=home / "filter",
+        data_root=data,
+        seed=seed,
+        show_progress=False,
+    )
+    found = {"noisy": first.metrics}
+    for arm in ARMS:
+        where = [f"data={{name: capfilt, folder: {folder.resolve()}, arm: {arm}}}", "seeded=[]", f"out={home / arm}"]
+        found[arm] = run(HERE / "web.yaml", *said, *where, f"run.steps={steps}", data_root=data).metrics
+    return {"statistics": told, "recall": {arm: _recalls(metrics) for arm, metrics in found.items()}}
+
+
+def _recalls(metrics: Any) -> dict[str, float]:
+    """{"style/image_to_text": R@1} of the model of a run, all groups together."""
+    (arm,) = metrics["arms"].values()
+    return {r["protocol"]: r["recall"] for r in arm["records"] if r["k"] == 1 and r["subset"] == "all"}
+
+
+def bootstrap(given: argparse.Namespace) -> None:
+    """The loop of CapFilt under each seed, and its table."""
+    steps = given.steps or 400
+    with ProcessPoolExecutor(given.jobs, mp_context=get_context("spawn")) as pool:
+        found = list(pool.map(partial(loop, data=given.data, steps=steps), range(given.seeds)))
+    write_json(HERE / "capfilt.json", {"steps": steps, "seeds": found, "machine": machine()})
+    write_text(HERE / "capfilt.md", written(found, steps))
+    print((HERE / "capfilt.md").read_text(encoding="utf-8"))
+
+
+def written(found: list[dict[str, Any]], steps: int) -> str:
+    """The table of `bootstrap`."""
+    protocols = sorted(found[0]["recall"]["noisy"])
+    lines = [
+        f"R@1, mean ± standard deviation over {len(found)} seeds, {steps} steps of 64 pairs for each model that is evaluated.",
+        "",
+        "| trained on | " + " | ".join(protocols) + " |",
+        "|---|" + "---|" * len(protocols),
+    ]
+    for arm in found[0]["recall"]:
+        cells = [_spread([seed["recall"][arm][protocol] for seed in found]) for protocol in protocols]
+        lines.append(f"| {arm} | " + " | ".join(cells) + " |")
+    lines += ["", "| of the filter | |", "|---|---|"]
+    numbers = {key: value for key, value in found[0]["statistics"].items() if isinstance(value, int | float)}
+    lines += [f"| {key} | {_spread([seed['statistics'][key] for seed in found])} |" for key in numbers]
+    return "\n".join(lines) + "\n"
+
+
+def _spread(values: list[float]) -> str:
+    return f"{statistics.mean(values):.3f} ± {statistics.stdev(values) if len(values) > 1 else 0:.3f}"
+
+
+PLANS = {"table": table, "momentum": momentum, "capfilt": bootstrap}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--only", nargs="+", choices=PLANS, default=list(PLANS))
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--jobs", type=int, default=1)
+    parser.add_argument("--steps", type=int, help="of each training, in the place of 400")
+    given = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    for name in given.only:
+        PLANS[name](given)
+
+
+if __name__ == "__main__":
+    main()
