@@ -82,6 +82,17 @@ def test_required_sections(validator, recipe, section):
     assert not validator.is_valid(recipe)
 
 
+def test_a_list_of_objectives(validator, recipe):
+    recipe["objective"] = {"name": "together", "of": [{"name": "itc", "queue": 8}, "itm"], "weights": [1, 2], "momentum": 0.995}
+    load_recipe(recipe)
+    validator.validate(recipe)
+    for wrong in ({"of": [{"name": "itc", "queu": 8}]}, {"of": "itc"}, {}):
+        recipe["objective"] = {"name": "together", **wrong}
+        with pytest.raises(ZooError):
+            load_recipe(recipe)
+        assert not validator.is_valid(recipe)
+
+
 def test_names_with_a_prefix(validator, recipe):
     recipe["model"]["vision"] = "timm:vit_tiny_patch16_224"
     assert validator.is_valid(recipe)

@@ -1,6 +1,5 @@
 """Several objectives over one pass, with a momentum twin: sums, refusals, checkpoints, chunks, processes."""
 
-import jsonschema
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -13,7 +12,6 @@ from zoo.checkpoint import Position, checkpoints, load_checkpoint, random_state,
 from zoo.optimizer import make_optimizer
 from zoo.recipe import Recipe, load_recipe
 from zoo.registry import register
-from zoo.schema import schema
 from zoo.sections import Group, Optimizer
 from zoo.train import make_step, train
 from zoo.types import CaptionedData
@@ -103,13 +101,6 @@ class TestRefusals:
     def test_a_twin_that_was_never_made(self):
         with pytest.raises(ZooError, match="call bind"):
             together()(Small().double(), batch_of(ROWS))
-
-    def test_the_schema_takes_a_list_of_objectives(self):
-        check = {"$ref": "#/$defs/objective", "$defs": schema()["$defs"]}
-        jsonschema.validate({"name": "together", "of": ALBEF, "momentum": 0.995}, check)
-        for wrong in ({"name": "together", "of": [{"name": "itc", "queu": 8}]}, {"name": "together", "of": "itc"}, {"name": "together"}):
-            with pytest.raises(jsonschema.ValidationError):
-                jsonschema.validate(wrong, check)
 
 
 class TestState:
