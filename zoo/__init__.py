@@ -14,6 +14,8 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # the same names, spelled out for editors and type checkers
+    from zoo.capfilt import capfilt as capfilt
+    from zoo.convert import convert as convert
     from zoo.diagnose import diagnose as diagnose
     from zoo.errors import ZooError as ZooError
     from zoo.hub import from_pretrained as from_pretrained
@@ -35,6 +37,8 @@ _HOME = {
     "ZooError": "errors",
     "build": "registry",
     "build_from": "recipe",
+    "capfilt": "capfilt",
+    "convert": "convert",
     "diagnose": "diagnose",
     "evaluate": "run",
     "from_pretrained": "hub",

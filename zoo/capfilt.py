@@ -14,14 +14,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from zoo.abilities import Captioning, Matching
-from zoo.captions import caption, check_able, match
+from zoo.captions import caption, check_able
+from zoo.config import split_spec
 from zoo.data._captioned import Captioned
 from zoo.data.capfilt import ABOUT, NEEDS, TEXTS, Arm, kept
 from zoo.errors import Failure, ZooError
 from zoo.files import write_bytes, write_json
 from zoo.hub import load, model_hash
 from zoo.models._encode import progress
-from zoo.recipe import load_recipe
+from zoo.recipe import Recipe, load_recipe
+from zoo.reranking import Library, match_chances
 from zoo.run import load_data
 from zoo.sections import Decoding
 from zoo.types import Row
@@ -104,27 +106,57 @@ def capfilt(
     noisy, out = _noisy(data, trusted, of.data), Path(out)
     assert isinstance(data, Captioned), "asked for above"
     names = {"captioner": captioner, "filter": filter}
-    key = {
-        "source": of.data,
-        "fingerprint": data.fingerprint,
-        "trusted": trusted if trusted in data.splits else None,
-        **{role: None if run is None else model_hash(run) for role, run in names.items()},
-        "how": vars(how) if captioner is not None else None,
-        "prompt": prompt,
-        "seed": seed,
-    }
-    parts = _prepared(out, json.loads(json.dumps(key)), fresh)
+    key = _key(of, data, names, trusted, how, prompt, seed)
+    if not fresh and _said(out / ABOUT, key):
+        return _statistics(pq.read_table(out / TEXTS), len(noisy.pictures), threshold, names)
     run = {role: load(path) if path is not None else None for role, path in names.items()}
-    pictures = [int(i) for i in noisy.pictures]
+    for role, ability in (("captioner", Captioning), ("filter", Matching)):
+        if run[role] is not None:
+            check_able(run[role], ability, f"the {role}")
+    parts = _prepared(out, key, fresh)
     made = _candidates(data, noisy, _Parts(parts, show_progress), run, how, prompt, seed, batch_size)
     table = _table(data, noisy, made)
-    statistics = _statistics(table, len(pictures), threshold, names)
+    statistics = _statistics(table, len(noisy.pictures), threshold, names)
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink)
     write_bytes(out / TEXTS, sink.getvalue().to_pybytes())
     write_json(out / ABOUT, {**key, "statistics": statistics})
     shutil.rmtree(parts)
     return statistics
+
+
+def _key(of: Recipe, data: Captioned, names: Mapping[str, Any], trusted: str, how: Decoding, prompt: str, seed: int) -> dict[str, Any]:
+    """All that decides the texts and what is said of them, as JSON gives it back."""
+    key = {
+        "source": of.data,
+        "fingerprint": data.fingerprint,
+        "trusted": trusted if trusted in data.splits else None,
+        **{role: None if run is None else model_hash(run) for role, run in names.items()},
+        "how": vars(how) if names["captioner"] is not None else None,
+        "prompt": prompt,
+        "seed": seed,
+    }
+    return dict(json.loads(json.dumps(key)))
+
+
+def _said(file: Path, key: Mapping[str, Any]) -> bool:
+    """Whether a file says that the folder holds this very work.
+
+    Raises:
+        Failure: If it is damaged.
+        ZooError: If the folder holds other work.
+    """
+    if not file.is_file():
+        return False
+    try:
+        said = json.loads(file.read_text(encoding="utf-8"))
+        differ = [name for name, value in key.items() if said.get(name) != value]
+    except (ValueError, AttributeError) as e:
+        raise Failure(f"{file} is damaged ({e}): write --fresh to start over") from e
+    if differ:
+        place = file.parent.parent if file.parent.name == _PART else file.parent
+        raise ZooError(f"{place} holds texts that differ in {', '.join(differ)}: name another folder, or write --fresh to start over")
+    return True
 
 
 def _noisy(data: Any, trusted: str, spec: Any) -> Texts:
@@ -134,7 +166,7 @@ def _noisy(data: Any, trusted: str, spec: Any) -> Texts:
         ZooError: If the data set is none of captioned pictures, or all of its pairs are trusted.
     """
     if not isinstance(data, Captioned):
-        raise ZooError(f"capfilt needs pictures with texts, and {spec} is none: name a recipe of such a data set, as emoji_zh_en")
+        raise ZooError(f"capfilt needs pictures with texts, and {split_spec(spec)[0]} is none: name a recipe of a data set that is")
     train, wrong = data.pairs("train"), data.planted("train")
     human = data.pairs(trusted) if trusted in data.splits else train[:0]
     known = {tuple(pair) for pair in human.tolist()}
@@ -152,24 +184,13 @@ def _prepared(out: Path, key: Mapping[str, Any], fresh: bool) -> Path:
     """
     if out.exists() and not out.is_dir():
         raise ZooError(f"--out {out} is a file: name a folder")
-    parts, said = out / _PART, None
-    for file in (parts / "key.json", out / ABOUT):
-        if file.is_file():
-            try:
-                said = json.loads(file.read_text(encoding="utf-8"))
-            except ValueError as e:
-                raise Failure(f"{file} is damaged ({e}): write --fresh to start over") from e
-            break
-    else:
-        if out.is_dir() and any(out.iterdir()) and not fresh:
-            raise ZooError(f"--out {out} holds {sorted(p.name for p in out.iterdir())[0]}, and no texts of capfilt: name another folder")
-    differ = [name for name, value in key.items() if said is not None and said.get(name) != value]
-    if differ and not fresh:
-        raise ZooError(f"{out} holds texts that differ in {', '.join(differ)}: name another folder, or write --fresh to start over")
-    if fresh or said is None:
+    parts = out / _PART
+    if fresh:
         shutil.rmtree(parts, ignore_errors=True)
         for name in (ABOUT, TEXTS):
             (out / name).unlink(missing_ok=True)
+    elif not _said(parts / "key.json", key) and out.is_dir() and any(out.iterdir()):
+        raise ZooError(f"--out {out} holds {min(p.name for p in out.iterdir())}, and no texts of capfilt: name another folder")
     write_json(parts / "key.json", dict(key))
     return parts
 
@@ -214,9 +235,6 @@ def _candidates(
     batch_size: int,
 ) -> Candidates:
     """The texts of the web and of the captioner, and the filter's scores."""
-    for role, ability in (("captioner", Captioning), ("filter", Matching)):
-        if run[role] is not None:
-            check_able(run[role], ability, f"the {role}")
     pictures = noisy.pictures
 
     def shown(first: int, after: int) -> Sequence[Row]:
@@ -233,7 +251,9 @@ def _candidates(
 
     def judged(first: int, after: int) -> list[list[float]]:
         here = np.flatnonzero((pairs[:, 0] >= first) & (pairs[:, 0] < after))
-        chances = match(run["filter"], shown(first, after), pairs[here] - [first, 0], texts, batch_size=batch_size)
+        library = Library(run["filter"], [texts[i] for i in here], batch_size=batch_size, show_progress=False)
+        both = np.stack([pairs[here, 0] - first, np.arange(len(here))], 1)
+        chances = match_chances(run["filter"], shown(first, after), library, both, batch_size=batch_size, show_progress=False)
         return [[int(i), float(chance)] for i, chance in zip(here, chances, strict=True)]
 
     scores = np.full(len(texts), np.nan)

@@ -1,17 +1,16 @@
-"""Raw pictures in, captions out; raw pictures and texts in, the chance that they belong together out."""
+"""Raw pictures in, captions out."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 
 from zoo.abilities import Captioning, Matching
 from zoo.collate import processed, stack
 from zoo.errors import ZooError
-from zoo.generation import rows, write
+from zoo.generation import write
 from zoo.models._encode import progress, to_device
 from zoo.sections import Decoding
 from zoo.types import Batch, Row, Tokens
@@ -68,39 +67,6 @@ def caption(
         written = write(model, seen, how, end=end, prompt=begins, seed=seed, first=first + start)
         texts += [model.vocabulary.decode([*begins, *ids]) for ids in written.ids]
     return texts
-
-
-@torch.no_grad()
-def match(model: Any, pictures: Sequence[Row], pairs: np.ndarray, texts: Sequence[str], *, batch_size: int = 32) -> np.ndarray:
-    """The chance that each text is true of its picture, as the head of a `zoo.abilities.Matching` model says.
-
-    Args:
-        model: In eval mode.
-        pictures: (P) rows with ``image``, each read once.
-        pairs: (n, 2) int64 picture and text.
-        texts: (T)
-        batch_size: Pairs at a time.
-
-    Returns:
-        (n,) float64.
-
-    Raises:
-        ZooError: If the model has no such head, or a picture cannot be decoded.
-    """
-    check_able(model, Matching, "this model")
-    chances = np.zeros(len(pairs))
-    looked = [
-        look(model, [pictures[i] for i in range(at, min(at + batch_size, len(pictures)))], at) for at in range(0, len(pictures), batch_size)
-    ]
-    if not looked:
-        return chances
-    seen = Tokens(*(None if part[0] is None else torch.cat(part) for part in zip(*looked, strict=True)))  # type: ignore[arg-type]
-    for start in range(0, len(pairs), batch_size):
-        here = pairs[start : start + batch_size]
-        words = _inputs(model, [{"text": texts[int(i)]} for i in here[:, 1]], "text", start)
-        logits = model.match(model.hold(words, model.read(words)), rows(seen, torch.from_numpy(here[:, 0]).to(seen.tokens.device)))
-        chances[start : start + batch_size] = logits.double().softmax(-1)[:, 1].cpu().numpy()
-    return chances
 
 
 @torch.no_grad()

@@ -7,6 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from zoo.abilities import Matching
+from zoo.captions import check_able
 from zoo.config import split_spec
 from zoo.data._collection import read_notes
 from zoo.errors import ZooError
@@ -14,12 +18,14 @@ from zoo.evaluate.modalities import Altered
 from zoo.evaluate.retrieval import Input
 from zoo.files import check_target
 from zoo.hub import load, model_hash
+from zoo.picture_files import PictureFiles, find_pictures, read_lines
 from zoo.questions import HIDDEN, embed
 from zoo.recipe import load_recipe
-from zoo.run import load_pairs
+from zoo.reranking import Library, match_logits
+from zoo.run import load_data, load_pairs
 from zoo.search import Kind, index_file
-from zoo.types import Row
-from zoo.vectors import models_of, write_vectors
+from zoo.types import CaptionedData, Row
+from zoo.vectors import about_vectors, models_of, vector_files, write_vectors
 
 logger = logging.getLogger("zoo.embed")
 
@@ -29,10 +35,14 @@ def embed_notes(
 ) -> int:
     """Write ``note_id`` and ``vector`` of every note to a parquet file that is whole or not there, and says which model made it.
 
+    Of a model of pictures and texts, those of picture files, whose ids are their paths below the folder, or of the lines of a text file,
+    whose ids they are themselves.
+
     Args:
         run: A run folder.
         out: The file.
-        notes: A folder with ``notes.parquet`` or ``notes.csv``; None: the data of the run's recipe.
+        notes: A folder with ``notes.parquet`` or ``notes.csv``; of pictures and texts a folder of pictures, or a text file; None:
+            the data of the run's recipe, of captioned ones the pictures.
         data_root: The folder that holds the folders of data sets.
         batch_size: Notes at a time.
 
@@ -47,6 +57,8 @@ def embed_notes(
     check_target(Path(out), "--out")
     made_by = model_hash(run)
     model = load(run)
+    if reads_captions(model):
+        return _embed_captioned(model, Path(run), Path(out), None if notes is None else Path(notes), data_root, batch_size, made_by)
     recipe = load_recipe(Path(run) / "recipe.yaml")
     rows: Sequence[Row]
     ids: Sequence[Any]
@@ -64,8 +76,39 @@ def embed_notes(
     return len(vectors)
 
 
+def _embed_captioned(
+    model: Any, run: Path, out: Path, place: Path | None, data_root: str | Path | None, batch_size: int, made_by: str
+) -> int:
+    """`embed_notes` of a model of pictures and texts."""
+    rows: Sequence[Row]
+    ids: Sequence[Any]
+    about: dict[str, Any] = {"model": made_by, "of": "image"}
+    if place is None:
+        data = load_data(load_recipe(run / "recipe.yaml"), data_root)
+        assert isinstance(data, CaptionedData), "this model was trained on nothing else"
+        rows, ids = data.pictures, data.picture_ids
+    elif place.is_dir():
+        files = find_pictures([place])
+        rows, ids, about["folder"] = PictureFiles(files), [file.relative_to(place).as_posix() for file in files], str(place.resolve())
+    elif place.suffix == ".txt":
+        ids = read_lines(place, "texts")
+        rows, about["of"] = [{"text": text} for text in ids], "text"
+    else:
+        raise ZooError(f"{place} is neither a folder of pictures nor a .txt with a text in each line, and this model reads nothing else")
+    vectors = embed(model, rows, batch_size=batch_size)
+    write_vectors(out, ids, vectors, about)
+    return len(vectors)
+
+
 def search_notes(
-    run: str | Path, embeddings: str | Path, query: Mapping[str, Any], *, note: str | None = None, k: int = 10, kind: Kind = "exact"
+    run: str | Path,
+    embeddings: str | Path,
+    query: Mapping[str, Any],
+    *,
+    note: str | None = None,
+    k: int = 10,
+    kind: Kind = "exact",
+    rerank: int | None = None,
 ) -> list[dict[str, Any]]:
     """The ``k`` notes whose vectors are nearest by cosine, best first.
 
@@ -78,17 +121,22 @@ def search_notes(
         note: The id of a note in the file, which is then left out of the answer.
         k: At most as many as there are.
         kind: How they are searched, as `zoo.search.Index.build` says.
+        rerank: Of a model that reads picture and text together: so many of the nearest are read with the query, and the ``k`` best of
+            them given, by the logit of a match, plus the cosine where the model's paper adds it. None: the cosine alone.
 
     Returns:
         ``{"note_id", "score"}`` each.
 
     Raises:
-        ZooError: If the file is no such file, another model made it, the id is not in it, or not exactly one of query and id is given.
+        ZooError: If the file is no such file, another model made it, the id is not in it, or not exactly one of query and id is given; or
+            if there is nothing to read together.
     """
     if bool(query) == (note is not None):
         raise ZooError(
-            "search needs a new note (--title, --topic, --content, --image) or the id of one in the file (--note), one of the two"
+            "search needs a new note (--title, --topic, --content, --image, --text) or the id of one in the file (--note), one of the two"
         )
+    if rerank is not None and rerank < k:
+        raise ZooError(f"rerank: of {rerank} that are read, {k} cannot be given: write {k} or more")
     path = Path(embeddings)
     if not path.exists():
         raise ZooError(f"no embeddings in {path}: write them with: zoo embed {run} --out {path}")
@@ -97,15 +145,47 @@ def search_notes(
     index = index_file(path, kind)
     _tell_nameless(run, made)  # only now: a file without any vectors does not say it either, and is an error
     own = None if note is None else _place(note, index.ids, path)
-    x = load(run).encode([query]) if own is None else index.vectors[[own]]
+    model = load(run) if own is None or rerank is not None else None
+    x = model.encode([query]) if own is None else index.vectors[[own]]  # type: ignore[union-attr]
     if x.shape[1] != index.vectors.shape[1]:
         raise ZooError(f"{path} holds vectors of width {index.vectors.shape[1]}, {run} makes {x.shape[1]}: they belong to different runs")
-    places, scores = index.search(x, k + (own is not None))
+    wanted = rerank or k
+    places, scores = index.search(x, wanted + (own is not None))
     found = zip(places[0].tolist(), scores[0].tolist(), strict=True)
-    hits = [{"note_id": index.ids[i], "score": score} for i, score in found if i not in (own, -1)][:k]
-    if len(hits) < (there := min(k, len(index) - (own is not None))):
+    hits = [{"note_id": index.ids[i], "score": score} for i, score in found if i not in (own, -1)][:wanted]
+    if len(hits) < (there := min(wanted, len(index) - (own is not None))):
         logger.warning("%d hits of %d: the graph of %s leads to no more; --index exact finds all", len(hits), there, index.kind)
-    return hits
+    return hits if rerank is None else _read_together(model, path, query, hits)[:k]
+
+
+def _read_together(model: Any, path: Path, query: Mapping[str, Any], hits: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Hits by what a model says that reads each with the query, best first.
+
+    Raises:
+        ZooError: If it reads none together, the query is of the same kind as what was found, or pictures are not where they were.
+    """
+    check_able(model, Matching, "this model")
+    about, ids = about_vectors(vector_files(path)[0]), [hit["note_id"] for hit in hits]
+    kind, other = about.get("of"), "text" if about.get("of") == "image" else "image"
+    if set(query) != {other}:
+        given = f"the query is {' and '.join(sorted(query))}" if query else "the query is one of the file's own"
+        raise ZooError(f"rerank: {path} holds vectors of kind {kind}, and {given}: a picture is read with a text, so write --{other}")
+    if kind == "text":
+        logits = match_logits(model, [query], Library(model, ids), np.array([[0, i] for i in range(len(ids))]))
+    elif "folder" not in about:
+        raise ZooError(f"rerank: {path} does not say where its pictures lie: write it from a folder of pictures, zoo embed RUN FOLDER")
+    else:
+        files = [Path(about["folder"]) / name for name in ids]
+        if lost := [file for file in files if not file.is_file()]:
+            raise ZooError(f"rerank: {len(lost)} of {len(files)} pictures are not there any more, such as {lost[0]}: run zoo embed again")
+        logits = match_logits(model, PictureFiles(files), Library(model, [query["text"]]), np.array([[i, 0] for i in range(len(ids))]))
+    scored = [{**hit, "score": float(logit) + model.adds_cosine * hit["score"]} for hit, logit in zip(hits, logits, strict=True)]
+    return sorted(scored, key=lambda hit: -hit["score"])
+
+
+def reads_captions(model: Any) -> bool:
+    """Whether a model is one of pictures and texts."""
+    return {*model.processor.keys()} == {"image", "text"}
 
 
 def _check_model(run: str | Path, path: Path, made: Mapping[Path, str | None]) -> None:

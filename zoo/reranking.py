@@ -54,7 +54,6 @@ class Library:
         return Tokens(pad_sequence(some, batch_first=True).to(device), mask.to(device), pooled, torch.ones(len(some), device=device) > 0)
 
 
-@torch.no_grad()
 def match_logits(
     model: Any,
     pictures: Sequence[Row],
@@ -81,13 +80,33 @@ def match_logits(
         Failure: If a logit is not finite.
         ZooError: If the model cannot match, or a picture cannot be decoded.
     """
+    return _logits(model, pictures, library, pairs, batch_size, show_progress)[:, 1]
+
+
+def match_chances(
+    model: Any,
+    pictures: Sequence[Row],
+    library: Library,
+    pairs: np.ndarray,
+    *,
+    batch_size: int = 256,
+    show_progress: bool | None = None,
+) -> np.ndarray:
+    """(n,) float32, the chance that each text is true of its picture, in 0..1; all else as of `match_logits`."""
+    logits = _logits(model, pictures, library, pairs, batch_size, show_progress).astype(np.float64)
+    return (1 / (1 + np.exp(logits[:, 0] - logits[:, 1]))).astype(np.float32)
+
+
+@torch.no_grad()
+def _logits(model: Any, pictures: Sequence[Row], library: Library, pairs: np.ndarray, batch_size: int, show: bool | None) -> np.ndarray:
+    """(n, 2) float32: that a text is not true of its picture, and that it is."""
     _check_able(model)
     order = np.argsort(pairs[:, 0], kind="stable")
-    found = np.zeros(len(pairs), dtype=np.float32)
+    found = np.zeros((len(pairs), 2), dtype=np.float32)
     shown, starts = np.unique(pairs[order, 0], return_index=True)
     ends = np.append(starts[1:], len(pairs))
     together = _together(ends - starts, batch_size)
-    for number in progress(range(len(together)), "matching", show_progress):
+    for number in progress(range(len(together)), "matching", show):
         first, after = together[number]
         raw = [{"image": pictures[int(i)].get("image")} for i in shown[first:after]]
         seen = model.look(_inputs(model, raw, "image", first))
@@ -95,8 +114,8 @@ def match_logits(
             here = order[at : min(at + batch_size, int(ends[after - 1]))]
             which = torch.from_numpy(np.searchsorted(shown[first:after], pairs[here, 0])).to(seen.tokens.device)
             logits = model.match(library.held(pairs[here, 1].tolist(), seen.tokens.device), rows(seen, which))
-            found[here] = logits[:, 1].float().cpu().numpy()
-    if wrong := int((~np.isfinite(found)).sum()):
+            found[here] = logits.float().cpu().numpy()
+    if wrong := int((~np.isfinite(found)).any(1).sum()):
         raise Failure(f"{wrong} of {len(found)} logits of a match are not finite: the model's weights are at fault")
     return found
 

@@ -56,7 +56,10 @@ def mine(
 @app.command()
 def embed(
     folder: RunFolder,
-    notes: Annotated[Path | None, typer.Argument(help="A folder with notes.parquet or .csv, or shards; else the run's own data.")] = None,
+    notes: Annotated[
+        Path | None,
+        typer.Argument(help="A folder with notes.parquet or .csv, or shards, or pictures; a .txt of texts; else the run's own data."),
+    ] = None,
     out: Annotated[Path | None, typer.Option("--out", help="Where the vectors go [embeddings.parquet; of shards: embeddings].")] = None,
     data: DataRoot = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Notes at a time.")] = 256,
@@ -65,7 +68,10 @@ def embed(
     ray: Annotated[str | None, typer.Option(metavar="ADDRESS", help="Of a Ray cluster, of shards; local: one of this machine.")] = None,
     index: Annotated[Path | None, typer.Option(help="Where the index of shards lies, if not beside them.")] = None,
 ) -> None:
-    """Vectors of all notes, as a parquet file with note_id and vector; of shards, a file for each, and only for those without one."""
+    """Vectors of all notes, as a parquet file with note_id and vector; of shards, a file for each, and only for those without one.
+
+    A model of pictures and texts takes a folder of pictures, or a .txt with a text in each line.
+    """
     from zoo.embed import embed_notes
     from zoo.embed_shards import embed_shards, has_shards
 
@@ -95,18 +101,23 @@ def search(
     topic: Annotated[str | None, typer.Option(help="Of the query.")] = None,
     content: Annotated[str | None, typer.Option(help="Of the query.")] = None,
     image: Annotated[Path | None, typer.Option(help="An image file.")] = None,
+    text: Annotated[str | None, typer.Option(help="Of a model of pictures and texts: what is sought in words.")] = None,
     note: Annotated[str | None, typer.Option(help="Instead: the note_id of a note that is in the file.")] = None,
-    k: Annotated[int, typer.Option(min=1, help="How many.")] = 10,
+    k: Annotated[int, typer.Option("--k", "--top", min=1, help="How many.")] = 10,
+    rerank: Annotated[
+        int | None, typer.Option(min=1, metavar="K", help="Read the K nearest together with the query, by albef or blip.")
+    ] = None,
     index: Annotated[str, typer.Option(help="exact; or of the extra faiss: flat, hnsw, ivf, or faiss, by size.")] = "exact",
     check_recall: Annotated[bool, typer.Option("--check-recall", help="Say what share of the exact neighbours the index finds.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """The notes nearest to a new one, or to one of them."""
+    """The notes, pictures or texts nearest to a new one, or to one of them."""
     from zoo.embed import search_notes
     from zoo.search import index_file
 
-    query = {key: value for key, value in {"title": title, "topic": topic, "content": content, "image": image}.items() if value is not None}
-    found = search_notes(folder, embeddings, query, note=note, k=k, kind=cast("Kind", index))
+    given = {"title": title, "topic": topic, "content": content, "image": image, "text": text}
+    query = {key: value for key, value in given.items() if value is not None}
+    found = search_notes(folder, embeddings, query, note=note, k=k, kind=cast("Kind", index), rerank=rerank)
     if check_recall:
         made = index_file(embeddings, cast("Kind", index))
         typer.echo(f"recall@{k} of {made.kind} against exact: {made.recall(k=k):.4f}", err=True)
