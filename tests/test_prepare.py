@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from zoo.data._labelled import SETS
-from zoo.data._prepare import ORIGINS, Origin, prepare
+from zoo.data._prepare import ORIGINS, PICTURES, Origin, prepare
 from zoo.errors import Absent, Failure, ZooError
+from zoo.registry import names
 
 DATA = Path(__file__).parents[2] / "shared/data"
 
@@ -56,6 +57,13 @@ def test_a_set_without_published_hashes_says_where_it_comes_from(name, tmp_path)
             ZooError, match=rf"{name} is fetched by you, from .*https://.*no copy can be checked .* zoo data split {name} --out"
         ):
             prepare(name, root)
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_a_set_of_pictures_says_where_it_comes_from(name, tmp_path):
+    assert name in names("data")
+    with pytest.raises(ZooError, match=rf"{name} is fetched by you, from .*https://.*without a folder, data\.name: {name} says"):
+        prepare(name, tmp_path)
 
 
 @pytest.mark.realdata

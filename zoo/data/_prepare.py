@@ -65,6 +65,17 @@ HANDED_OUT = {  # sets that this library has no copy of: where each comes from, 
     "kinetics_sounds": "videos on YouTube, listed at https://github.com/cvdfoundation/kinetics-dataset (annotations CC BY 4.0)",
     "mvsa_single": "https://mcrlab.net/research/mvsa-sentiment-analysis-on-multi-view-social-data (Niu et al., 2016; for research)",
 }
+KARPATHY = "captions and splits https://cs.stanford.edu/people/karpathy/deepimagesent/"
+PICTURES = {  # the same, of pictures with texts, questions or names of classes, whose splits are their publishers'
+    "coco_captions": f"https://cocodataset.org (captions CC BY 4.0, pictures their owners'), {KARPATHY}",
+    "coco_cn": "https://github.com/li-xirong/coco-cn (Li et al., 2019), pictures https://cocodataset.org",
+    "flickr30k": f"https://shannon.cs.illinois.edu/DenotationGraph (Young et al., 2014; for research), {KARPATHY}",
+    "flickr30k_cn": "https://github.com/li-xirong/cross-lingual-cap (Lan et al., 2017), pictures as flickr30k",
+    "flickr8k": f"https://doi.org/10.1613/jair.3994 (Hodosh et al., 2013; for research), {KARPATHY}",
+    "flickr8k_cn": "https://github.com/li-xirong/flickr8kcn (Li et al., 2016), pictures as flickr8k",
+    "imagenet": "https://www.image-net.org (Russakovsky et al., 2015; given out on request, for research)",
+    "vqa_v2": "https://visualqa.org (Goyal et al., 2017; CC BY 4.0), pictures https://cocodataset.org",
+}
 
 
 def prepare(name: str, root: Path | None) -> Path:
@@ -87,8 +98,13 @@ def prepare(name: str, root: Path | None) -> Path:
             f"{name} is fetched by you, from {HANDED_OUT[name]}: no hashes are published, so that no copy can be checked against them."
             f" zoo data split {name} --out FILE checks that every file of yours can be decoded, and says how the folder is to look"
         )
+    if name in PICTURES:
+        raise ZooError(
+            f"{name} is fetched by you, from {PICTURES[name]}: no hashes are published, so that no copy can be checked against them."
+            f" Whoever loads it looks at every picture; without a folder, data.name: {name} says how it is to look"
+        )
     if name not in ORIGINS:
-        known = unknown("data set with a public source", name, [*ORIGINS, *HANDED_OUT])
+        known = unknown("data set with a public source", name, [*ORIGINS, *HANDED_OUT, *PICTURES])
         raise ZooError(f"{known}; planted_notes and planted_neglect are drawn when used")
     origin = ORIGINS[name]
     about = f"{name} cannot be made again from its sources: {origin.made_by_hand}. Copy its folder from somebody who has it. Sources:\n" + (
