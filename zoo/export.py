@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from zoo.collate import RowCollate
 from zoo.errors import Failure, ZooError
 from zoo.files import check_target, write_json
+from zoo.models._pictures import PictureTextModel
 from zoo.types import Batch, Classifying, ModalityInputs, Row
 
 TOLERANCE = 1e-4  # in each feature of a vector of length 1: float32 sums in another order differ by 1e-7 in small models, 1e-5 in deep ones
@@ -54,6 +55,11 @@ def export_onnx(model: Any, out: str | Path, *, output: str | None = None) -> Pa
         raise ZooError(f"{out} is no name of an ONNX file: write {out.with_suffix('.onnx')}")
     if isinstance(model, Classifying):
         raise ZooError("this model tells classes and gives no vectors of items: there is nothing to export")
+    if isinstance(model, PictureTextModel):
+        raise ZooError(
+            "this model reads pictures and texts apart, and the graph that is written here takes items, which may have both: encode with "
+            "the model itself"
+        )
     if name not in model.outputs:
         raise ZooError(f"this model gives no embedding {name!r} (it gives: {', '.join(model.outputs)})")
     check_target(out, "--out")
