@@ -81,7 +81,7 @@ class Itm(nn.Module):
         to_images = self.draw(self._logits("text", shared), self._allowed(batch, read.present, seen.present))
         pictures, texts = torch.cat([row, row, to_images.column]), torch.cat([row, to_texts.column, row])
         counted = torch.cat([there, to_texts.found, to_images.found])
-        whole = row[there.int().argmax()]  # in place of a pair that does not count: attention to nothing may be no number
+        whole = found.first + there.int().argmax()  # in place of a pair that does not count: attention to nothing may be no number
         pictures, texts = torch.where(counted, pictures, whole), torch.where(counted, texts, whole)
         logits = wide(model.match(rows_of(found.held, texts), rows_of(found.seen, pictures)))  # (3B, 2)
         labels = torch.zeros_like(row).new_zeros(len(counted))
@@ -104,16 +104,17 @@ class Itm(nn.Module):
         first = _first(B) if gathers else 0
         candidates = all_rows(there_other) if gathers else there_other
         allowed = there[:, None] & candidates
-        allowed[torch.arange(B), first + torch.arange(B)] = False
+        own = torch.arange(B, device=there.device)
+        allowed[own, first + own] = False
         if batch.ids is not None:
             allowed &= batch.ids[:, None] != (all_rows(batch.ids) if gathers else batch.ids)
-        pairs = [] if batch.known is None else [batch.known, batch.known.flip(1)]
+        pairs = [] if batch.known is None else [batch.known]
         if batch.positive is not None:
-            own = torch.arange(B, device=there.device)[batch.positive >= 0]
-            pairs += [torch.stack(two, 1) for two in ((own, batch.positive[own]), (batch.positive[own], own))]
-        for row, column in (pair.unbind(1) for pair in pairs):
-            inside = (row >= 0) & (row < B) & (column + first >= 0) & (column + first < len(candidates))
-            allowed[row[inside], column[inside] + first] = False
+            pairs.append(torch.stack([own, torch.where(batch.positive >= 0, batch.positive, own)], 1))
+        for pair in (*pairs, *(pair.flip(1) for pair in pairs)):
+            row, column = pair[:, 0], pair[:, 1] + first
+            inside = (row >= 0) & (row < B) & (column >= 0) & (column < len(candidates))
+            allowed[torch.where(inside, row, 0), torch.where(inside, column, first)] = False  # or the first with itself
         return allowed
 
     def _candidates(self, seen: Tokens, held: Tokens) -> Candidates:
