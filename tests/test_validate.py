@@ -24,6 +24,8 @@ from zoo.update import Step
 from zoo.validate import plain, validate
 
 REAL = [name for name in recipes() if name.startswith("notellm2/m")]
+PICTURES = [n for n in recipes() if n.startswith(("albef/", "blip/", "clip/", "coca/")) and "emoji" not in n]  # as large as in the papers
+COUNTS = {"albef": 210e6, "blip": 252e6}  # of ALBEF's paper, 123.7 and 85.8 million; of BLIP's, where all but self-attention is shared
 PAPER = {"mqwen_base": ("qwen", 7_098_994_688), "mqwen_bigg": ("qwen", 7_098_994_688), "mtomato_base": ("llama", 6_607_351_808)}
 
 
@@ -92,7 +94,17 @@ class TestShipped:
         assert recipe.model["dim"] == 64
         assert (recipe.evaluate.k, recipe.evaluate.main.k) == ((100, 1000, 10000), 100)
 
-    @pytest.mark.parametrize("name", [n for n in recipes() if n not in REAL])
+    @pytest.mark.slow
+    @pytest.mark.parametrize("name", PICTURES)
+    def test_of_the_papers_of_pictures_and_texts(self, name, tmp_path):
+        report = validate(load_recipe(name), rows=4, processes=8, cache=tmp_path)
+        assert report.faults == []
+        counted = sum(part.parameters for part in report.parts if part.name != "objective")
+        if name.partition("/")[0] in COUNTS and not name.endswith("large"):
+            assert counted == pytest.approx(COUNTS[name.partition("/")[0]], rel=0.01)
+        assert any("MADE UP" in note for note in report.notes)
+
+    @pytest.mark.parametrize("name", [n for n in recipes() if n not in [*REAL, *PICTURES]])
     def test_small_ones(self, name, tmp_path):
         recipe = load_recipe(name)
         report = validate(recipe, loaded=data_of(json.dumps(recipe.data)), cache=tmp_path)
