@@ -1,5 +1,8 @@
 """CLIP against transformers and open_clip: vectors, loss and gradients, on weights that make every sub-layer count."""
 
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -18,9 +21,11 @@ from zoo.models._clip_keys import from_hf_clip, from_open_clip, to_hf_clip, to_o
 from zoo.models._pictures import CaptionProcessor, PictureTextProcessor
 from zoo.models._towers import Pictures, Texts, TextTower, clip_pictures
 from zoo.models.clip import Clip
+from zoo.recipe import load_recipe
 from zoo.types import Batch, ModalityInputs
 from zoo.vocabulary import make_vocabulary
 
+ROOT = Path(__file__).parents[1]
 WORDS, LENGTH, END, DIM = 120, 16, 119, 32
 VECTORS, LOSS, GRADIENTS = 1e-6, 1e-6, 1e-5  # of the largest number in a tensor: roundings of float32, added up over blocks in gradients
 SIZES = {  # parameters as open_clip counts them, its logit_scale among them
@@ -260,3 +265,15 @@ def test_published_sizes(size):
     assert sum(p.numel() for p in model.parameters()) + 1 == SIZES[size]
     assert model.vocabulary.name == "clip"
     assert model.processor.text.length == 77
+
+
+@pytest.mark.parametrize("size, lr", [("vit_b_32", 5e-4), ("vit_b_16", 5e-4), ("vit_l_14", 4e-4), ("vit_l_14_336", 2e-5)])
+def test_recipes_of_the_paper(size, lr):
+    """The note beside the batch says how many processes make it that of the paper."""
+    recipe = load_recipe(f"clip/{size}")
+    optimizer, run = recipe.optimizer, recipe.run
+    assert (recipe.model["size"], recipe.model["vocabulary"]) == (size, "clip")
+    assert (optimizer.lr, optimizer.betas, optimizer.eps, optimizer.weight_decay) == (lr, (0.9, 0.98), 1e-6, 0.2)
+    assert (optimizer.decay, optimizer.warmup, run.epochs) == ("cosine", *((0, 1) if size == "vit_l_14_336" else (2000, 32)))
+    text = (ROOT / f"recipes/clip/{size}.yaml").read_text(encoding="utf-8")
+    assert run.batch_size * int(re.search(r"# x (\d+) processes = 32768 pairs", text)[1]) == 32768

@@ -1,5 +1,8 @@
 """CoCa against open_clip: vectors, captions, losses and gradients, with its shifted mask of [CLS] and with the right one."""
 
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -19,10 +22,12 @@ from zoo.models._coca_keys import from_open_clip, to_open_clip
 from zoo.models._pictures import CaptionProcessor, PictureTextProcessor
 from zoo.models._towers import Pictures, clip_pictures
 from zoo.models.coca import Coca, Decoder, Pooled
+from zoo.recipe import load_recipe
 from zoo.trunk import Shape
 from zoo.types import Batch, ModalityInputs, Tokens
 from zoo.vocabulary import make_vocabulary
 
+ROOT = Path(__file__).parents[1]
 WORDS, LENGTH, QUERIES = 120, 12, 9
 EXACT = 1e-6  # of the largest number in a tensor: roundings of float32
 GRADIENTS = {torch.float32: 1e-4, torch.float64: 1e-11}  # likewise; the smallest are sums of numbers a hundred times as large
@@ -359,3 +364,15 @@ def test_size_of_the_largest():
     assert count(model.vision.encoder) == pytest.approx(1.01e9, rel=0.01)
     assert count(model.text) - table == pytest.approx(1.14e9, rel=0.01)
     assert count(model.vision.encoder) + count(model.text) - table == pytest.approx(2.15e9, rel=0.01)
+
+
+@pytest.mark.parametrize("size", ["base", "large", "huge"])
+def test_recipes_of_the_paper(size):
+    """The note beside the batch says how many processes make it that of the paper."""
+    recipe = load_recipe(f"coca/{size}")
+    optimizer, run = recipe.optimizer, recipe.run
+    assert (recipe.model["size"], recipe.model["vocab_size"]) == (size, 64000)
+    assert recipe.objective["weights"] == [1, 2]
+    assert (optimizer.lr, optimizer.weight_decay, optimizer.warmup, optimizer.decay, run.steps) == (8e-4, 0.01, 0.02, "linear", 500_000)
+    text = (ROOT / f"recipes/coca/{size}.yaml").read_text(encoding="utf-8")
+    assert run.batch_size * int(re.search(r"# x (\d+) processes = 65536 pairs", text)[1]) == 65536
