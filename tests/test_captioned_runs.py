@@ -169,6 +169,7 @@ class TestRun:
             (d, s) for s in ("style", "test") for d in ("image_to_text", "text_to_image") for _ in range(2)
         ]
         data = shapes()
+        assert [" ".join(e["query"]["text"].split("_")[:2]) for e in entries[:2]] == [e["query"]["said"][0][2:] for e in entries[:2]]
         for entry in entries:
             assert len(entry["neighbours"]) == (4 if (entry["direction"], entry["split"]) == ("image_to_text", "test") else 5)
             scores = [n["score"] for n in entry["neighbours"]]
@@ -217,6 +218,13 @@ class TestRun:
         with pytest.raises(ZooError, match=r"15 of the 15 pictures of split 'style' are among those that .* was trained on: leave out"):
             zoo.evaluate(outcome.folder, data__held_out="plain")
         assert zoo.evaluate(outcome.folder, data__kinds=False, retrieve__splits=["val"], retrieve__k=[1], retrieve__captions=0)
+
+    def test_the_card(self, outcome):
+        page = str(zoo.load(outcome.folder / "arms/clip").generate_model_card(outcome.folder))
+        assert "image-text retrieval" in page
+        assert "Recall@1 (text_to_image)" in page
+        assert 'model.encode(["a red cup", "a shoe"])' in page
+        assert "multimodal classification" not in page
 
     def test_diagnose_is_of_items(self, outcome):
         with pytest.raises(ZooError, match="a diagnosis is for models of items, and this run's data are pictures with texts"):

@@ -54,8 +54,8 @@ class TestRanks:
             ranks(search([(0, 0), (1, 0), (2, 0)]), np.array([[1.0], [np.nan], [1.0]]), np.ones((4, 1)))
 
     def test_nearest_have_a_partner_last_among_equals(self):
-        found = nearest(search([(0, 1), (1, 3), (2, 0)]), along([0, 60, 90]), along([10, 10, 50, 90]), 2)
-        assert found.places.tolist() == [[0, 1], [2, 3], [3, 2]]
+        found = nearest(search([(0, 0), (1, 3), (2, 0)]), along([0, 60, 90]), along([10, 10, 50, 90]), 2)
+        assert found.places.tolist() == [[1, 0], [2, 3], [3, 2]]
         assert found.scores[0] == pytest.approx([np.cos(np.deg2rad(10))] * 2)
         assert nearest(search([(0, 1)], 1), along([0]), along([1, 2, 3, 4]), 99).places.tolist() == [[0, 1, 2, 3]]
 

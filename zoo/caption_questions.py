@@ -233,6 +233,7 @@ def _examples(data: CaptionedData, search: Search, near: Nearest, count: int, se
             {**card(finds, int(search.candidates[at])), "hit": int(at) in right[place], "score": float(score)}
             for at, score in zip(near.places[place], near.scores[place], strict=True)
         ]
-        query = card(asks, int(search.queries[place]))
+        partners = [data.captions[int(search.candidates[at])] for at in sorted(right[place])] if finds == "text" else []
+        query = {**card(asks, int(search.queries[place])), "said": partners}
         entries.append({"direction": search.direction, "split": search.split, "query": query, "neighbours": found})
     return entries

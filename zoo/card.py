@@ -12,7 +12,7 @@ from huggingface_hub import EvalResult, ModelCardData
 
 from zoo.config import hints_of, part_kind, parts_in, settings, split_spec
 from zoo.errors import Failure, ZooError
-from zoo.metric import CLASSES, input_name, measure_name
+from zoo.metric import CLASSES, DIRECTIONS, input_name, measure_name
 from zoo.registry import Entry, entry
 from zoo.types import Classifying
 
@@ -32,6 +32,22 @@ model.similarity(vectors, vectors)
 ```
 
 A row has any subset of the keys {keys}; a missing key is a missing modality. The vectors have {dim} features and length 1.
+"""
+_PICTURES = """## Use
+
+```bash
+pip install {library}
+```
+
+```python
+import zoo
+
+model = zoo.from_pretrained("{repo}")
+pictures = model.encode([{{"image": "cup.jpg"}}, {{"image": "shoe.jpg"}}])
+model.similarity(pictures, model.encode(["a red cup", "a shoe"]))
+```
+
+A row has one of the keys {keys}. The vectors have {dim} features and length 1.
 """
 _CLASSIFY = """## Use
 
@@ -74,7 +90,7 @@ def card(model: Any, run: str | Path | None = None, *, repo: str | None = None, 
         f"# {title}\n",
         f"{entry('model', model.spec['name']).summary}\n",
         "" if model.trained else "**Its weights are random: nothing was trained or loaded into them.**\n",
-        (_CLASSIFY if isinstance(model, Classifying) else _USE).format(
+        (_CLASSIFY if isinstance(model, Classifying) else _PICTURES if tuple(keys) == ("image", "text") else _USE).format(
             library=LIBRARY, repo=repo or f"org/{title}", keys=", ".join(f"`{key}`" for key in keys), dim=model.dim
         ),
         _measured(metrics),
@@ -110,15 +126,16 @@ def _results(recipe: str, metrics: Mapping[str, Any] | None) -> list[EvalResult]
     data, _ = split_spec(said["data"])
     results = []
     for record in _records(metrics):
-        classes = record["protocol"] == CLASSES
-        if record["subset"] == "all" and not input_name(record["input"]):
+        classes, captions = record["protocol"] == CLASSES, record["protocol"] in DIRECTIONS
+        if (record["subset"] == "all" or captions) and not input_name(record["input"]):
+            task = "multimodal classification" if classes else "image-text retrieval" if captions else "item-to-item retrieval"
             results.append(
                 EvalResult(
                     task_type="classification" if classes else "retrieval",
-                    task_name="multimodal classification" if classes else "item-to-item retrieval",
+                    task_name=task,
                     dataset_type=data,
                     dataset_name=data,
-                    dataset_split=said["classify" if classes else "evaluate"]["split"],
+                    dataset_split=record["subset"] if captions else said["classify" if classes else "evaluate"]["split"],
                     metric_type=measure_name(record["protocol"], record["k"]).replace("@", "_at_"),
                     metric_name="Accuracy" if classes else f"Recall@{record['k']} ({record['protocol']})",
                     metric_value=round(record["recall"], 4),
