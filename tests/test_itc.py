@@ -272,6 +272,13 @@ class TestOrder:
         objective(model, batch_of(ROWS)).total.backward()
         assert all(torch.equal(value, before[name]) for name, value in objective.state_dict().items())
 
+    def test_the_temperature_comes_back_inside_its_bounds(self):
+        model = Small().double()
+        objective = bound(model)
+        objective.of[0].temperature.raw.data.fill_(3.0)
+        stepped(objective, model, batch_of(ROWS))
+        assert objective.of[0].temperature.raw.item() == 0.5
+
     def test_subjects_and_absent_rows_enter_the_queue(self):
         model = Small().double()
         objective = bound(model)
@@ -320,6 +327,21 @@ def test_a_queue_that_the_batch_does_not_divide():
     model = Small().double()
     with pytest.raises(ZooError, match=r"queue: 12 is no multiple of the 5 vectors"):
         bound(model)(model, batch_of(5))
+
+
+def test_subjects_as_positives_want_to_be_known():
+    with pytest.raises(ZooError, match=r"itc\.same: this batch does not say which rows are of one subject"):
+        make("objective", "itc", same="positive")(Small().double(), batch_of(ROWS))
+
+
+def test_subjects_as_positives_without_a_twin():
+    model, ids = Small().double(), torch.tensor([3, 4, 3, 5])
+    image, text = vectors(model, batch_of(ROWS))
+    logits, target = unit(image) @ unit(text).T / TAU, (ids[:, None] == ids).double()
+    target = target / target.sum(1, keepdim=True)
+    expected = -sum((z.log_softmax(1) * target).sum(1).mean() for z in (logits, logits.T)) / 2
+    found = make("objective", "itc", same="positive", temperature="raw")(model, batch_of(ROWS, ids=ids)).total
+    torch.testing.assert_close(found, expected, **EXACT)
 
 
 @pytest.mark.parametrize("settings", [{"queue": -1}, {"ramp": -3}])

@@ -109,6 +109,21 @@ def numbered(x):
     return torch.arange(len(x.tokens)).to(x.tokens)[:, None, None].expand(*x.tokens.shape[:2], 1)
 
 
+class Blank(Small):
+    """Of a row that is absent there is no token, and the mean of none is no number."""
+
+    def look(self, image):
+        return blank(super().look(image))
+
+    def read(self, text):
+        return blank(super().read(text))
+
+
+def blank(x):
+    there = x.present[:, None]
+    return x._replace(tokens=x.tokens.masked_fill(~there[..., None], 0), mask=x.mask & there)
+
+
 class TestKnown:
     FIELDS = (
         ({"ids": torch.tensor([1, 2, 1, 3, 2, 4])}, {(0, 2), (2, 0), (1, 4), (4, 1)}),
@@ -151,6 +166,14 @@ class TestKnown:
         texts, pictures = [cost(5, i, 0) for i in (0, 1, 3, 4)], [cost(i, 5, 0) for i in (0, 2, 3, 4)]  # one of each is drawn for row 5
         possible = [(sum(sure) + text + picture) / 14 for text in texts for picture in pictures]
         assert min(abs(loss.total.item() - one) for one in possible) < 1e-10
+        assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+
+    def test_attention_to_nothing_which_is_no_number_stays_out(self):
+        there = torch.tensor([1, 0, 1, 1, 1, 1]).bool()
+        model = Blank().double()
+        loss = make("objective", "itm")(model, batch_of(ROWS, image_present=there, text_present=there.roll(1)))
+        loss.total.backward()
+        assert loss.total.isfinite()
         assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
 
     def test_nobody_at_all_can_be_drawn(self):
