@@ -17,10 +17,8 @@ from zoo import capfilt as module_of_the_name
 from zoo import cli
 from zoo.data.capfilt import ABOUT, TEXTS, kept
 from zoo.errors import Absent, Failure, ZooError
-from zoo.init_from import take_parts
 from zoo.registry import make
 from zoo.sections import Decoding
-from zoo.stages import Stage
 
 capfilt = sys.modules["zoo.capfilt"]
 STYLES = ("noto", "emojione", "fxemoji")
@@ -364,24 +362,35 @@ def test_nothing_left(root, written):
         read(root, "strict", threshold=1.0)
 
 
-def test_a_run_learns_from_it_and_takes_parts_of_the_captioner(root, written):
+def test_stages_chain_over_captioned_data(root, written, tmp_path):
+    """A captioner learns from the clean pairs; what it has learned begins the model of the bootstrapped ones."""
     small = {"name": "blip", "layers": 1, "dim": 8, "vision": {"name": "tiny_image", "dim": 32, "layers": 1, "image_size": 16}}
-    torch.manual_seed(5)
-    model = zoo.build(**small)
-    take_parts(model, [Stage(recipe="captioner.yaml", parts=("vision", "trunk", "embed"))], [root / "captioner"])
-    theirs = zoo.load(root / "captioner").state_dict()
-    same = [name for name, x in model.state_dict().items() if torch.equal(x, theirs[name])]
-    assert {name.partition(".")[0] for name in same} >= {"vision", "trunk", "embed"}
-    assert not torch.equal(model.state_dict()["text_projection.weight"], theirs["text_projection.weight"])
+    run = {"steps": 2, "batch_size": 8, "device": "cpu"}
+    clean = {
+        "model": small,
+        "data": {**DATA, "learn": "trusted"},
+        "objective": "lm",
+        "run": run,
+        "out": str(tmp_path / "unused"),
+        "seed": 3,
+    }
+    (tmp_path / "captioner.yaml").write_text(json.dumps(clean))
+    parts = ("vision", "trunk", "embed", "head")
     recipe = {
         "model": small,
         "data": {"name": "capfilt", "folder": "texts", "threshold": 0.0},
         "objective": {"name": "together", "of": [{"name": "itc", "queue": 0}, "lm"]},
-        "run": {"steps": 1, "batch_size": 8, "device": "cpu"},
-        "out": str(root / "trained"),
+        "optimizer": {"lr": 0.0, "weight_decay": 0.0},  # what the stage gave stays as it was
+        "run": run,
+        "init_from": [{"recipe": str(tmp_path / "captioner.yaml"), "parts": parts, "share": [], "cache": str(tmp_path / "stages")}],
+        "out": str(tmp_path / "trained"),
     }
     zoo.train(recipe, data_root=root)
-    assert zoo.load(root / "trained").trained
+    (stage,) = [folder for folder in (tmp_path / "stages").iterdir() if folder.is_dir()]
+    given, began = zoo.load(stage).state_dict(), zoo.build(**small).state_dict()
+    for name, x in zoo.load(tmp_path / "trained").state_dict().items():
+        assert torch.equal(x, given[name]) == (name.partition(".")[0] in parts or torch.equal(given[name], began[name])), name
+    assert json.loads((stage / "model.json").read_text())["trained"]
 
 
 @pytest.fixture
