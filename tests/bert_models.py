@@ -25,9 +25,9 @@ SIZE = Size(64, 4, 4, 12, 40, 32, 0.0, 0.02, "", {}, hidden=128)
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"a the red blue green cat dog bird sits on roof two of b c d e".split()]  # noqa: SIM905
 
 
-def tiny_vision():
+def tiny_vision(width=LOOKS):
     norm = partial(nn.LayerNorm, eps=1e-6)
-    vit = VisionTransformer(PIXELS, PATCH, num_classes=0, embed_dim=LOOKS, depth=3, num_heads=4, norm_layer=norm)
+    vit = VisionTransformer(PIXELS, PATCH, num_classes=0, embed_dim=width, depth=3, num_heads=4, norm_layer=norm)
     processor = ImageProcessor(PIXELS)
     return TimmEncoder(vit, "a ViT", processor, layer=-1, keep_cls=True, final_norm=True, pool="cls", portable={})
 
@@ -49,15 +49,15 @@ def albef(words=WORDS, first=2, **settings):
     return Albef(vision, SIZE, len(words), reads, known, Joint(["image", "text"], 32, 0), processor, SIZE.dim, **settings).eval()
 
 
-def blip(words=WORDS, **settings):
-    vision, known = tiny_vision(), vocabulary(words)
+def blip(words=WORDS, looks=LOOKS, **settings):
+    vision, known = tiny_vision(looks), vocabulary(words)
     processor = PictureTextProcessor(vision.processor, CaptionProcessor(known, SIZE.length))
     return Blip(vision, SIZE, known.size, [True] * 4, known, Joint(["image", "text"], 32, 0), processor, SIZE.dim, **settings).eval()
 
 
-def loaded(model, theirs):
+def loaded(model, theirs, table=None):
     """Their weights in our model; what they lack becomes zeros. The table, and what it lacks."""
-    table = entries_of(spelling_of(theirs), theirs)
+    table = entries_of(spelling_of(theirs), theirs) if table is None else table
     mapped = to_ours(theirs, table)
     own = model.state_dict()
     missing = sorted(own.keys() - mapped.state.keys())

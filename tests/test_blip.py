@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 from timm.layers import resample_abs_pos_embed
 from torch.nn import functional as F
-from transformers import BlipConfig, BlipForConditionalGeneration, BlipForImageTextRetrieval
+from transformers import BlipConfig, BlipForConditionalGeneration, BlipForImageTextRetrieval, BlipForQuestionAnswering
 
 from tests.bert_models import (
     LOOKS,
@@ -25,15 +25,16 @@ from tests.bert_models import (
 )
 from tests.golden_files import digest, golden
 from tools.named_weights import numbers, weight
-from zoo.abilities import Captioning, Matching, Unmasking
+from zoo.abilities import Asking, Captioning, Matching, Unmasking
 from zoo.collate import stack
 from zoo.errors import ZooError
 from zoo.hub import save
 from zoo.init_from import take_parts
-from zoo.models._bert_keys import to_theirs
+from zoo.models._bert_keys import SPELLINGS, entries, to_theirs
 from zoo.models._pictures import CaptionProcessor
 from zoo.registry import build
 from zoo.stages import Stage
+from zoo.types import ModalityInputs
 
 WITH_ROLES = len(WORDS) + 2
 DEC, ENC = len(WORDS), len(WORDS) + 1
@@ -308,6 +309,73 @@ def test_a_caption_grows_word_by_word_as_it_is_written_at_once(pair):
         torch.testing.assert_close(logits, whole[turned, 4], rtol=0, atol=2e-6)
 
 
+def test_answers_to_questions_are_those_of_transformers(pair):
+    """There question and answer have a BERT each; here they share all but self-attention, so theirs is given shared weights.
+
+    The questions have one length: transformers 5.18 drops the mask of what cross-attention reads, and an answer there hears padding.
+    """
+    image = pair[0]
+    ids, mask = some_texts([9, 9, 9], len(WORDS))
+    config = copy.deepcopy(CONFIG)
+    config["vision_config"] |= {"hidden_size": SIZE.width, "intermediate_size": 4 * SIZE.width}
+    config["text_config"]["encoder_hidden_size"] = SIZE.width  # one number for pictures and for questions
+    theirs = BlipForQuestionAnswering(BlipConfig(**config)).eval()
+    with torch.no_grad():
+        for name, p in theirs.named_parameters():
+            own = ".attention." in name or ".cls." in name
+            p.copy_(torch.from_numpy(weight(name if own else name.replace("text_decoder.bert.", "text_encoder."), p.shape)))
+    ours = blip(looks=SIZE.width)
+    spelling = SPELLINGS["blip"]._replace(vision="transformers")
+    table, missing, _ = loaded(ours, theirs.state_dict(), entries(spelling, layers=4, cross_layers=range(4), blocks=3))
+    assert {name.split(".")[0] for name in missing} == {"image_projection", "text_projection", "matches"}
+    marked, answer = ids.clone(), ids[:, :5].clone()
+    marked[:, 0], answer[:, 0] = ENC, DEC
+    wanted = theirs(marked, image, decoder_input_ids=answer, attention_mask=mask.long(), labels=answer)
+    batch = batch_of(image, ids, mask)
+    seen = ours.look(batch.inputs["image"])
+    asked = ours.ask(batch.inputs["text"], seen)
+    out = ours(batch)._replace(tokens={"image": asked})
+    logits, labels = ours.caption(ModalityInputs(ids[:, :5]), out)
+    loss = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), label_smoothing=0.1)
+    closest(loss, wanted.loss, 1e-6)
+    loss.backward()
+    wanted.loss.backward()
+    found = gradients_as_theirs(ours, table)
+    for name in (
+        "text_decoder.bert.encoder.layer.1.attention.self.query.weight",
+        "text_encoder.encoder.layer.2.attention.output.dense.weight",
+    ):
+        closest(found[name], theirs.get_parameter(name).grad, 2e-5)
+    both = "encoder.layer.1.crossattention.self.query.weight"
+    shared = sum(theirs.get_parameter(f"{side}.{both}").grad for side in ("text_encoder", "text_decoder.bert"))
+    closest(found[f"text_encoder.{both}"], shared, 2e-5)
+    with torch.no_grad():
+        first, _ = ours.next_words(answer[:, :1], asked, None)
+    closest(first, logits[:, 0], 1e-6)
+
+
+def test_an_answer_does_not_hear_a_questions_padding(pair):
+    image, ids, mask = pair
+    ours = blip(looks=SIZE.width)
+    with torch.no_grad():
+        for name, p in ours.named_parameters():
+            p.copy_(torch.from_numpy(weight(name, p.shape)))
+        found = []
+        for N in (4, 12):
+            batch = batch_of(image[1:2], ids[1:2, :N], mask[1:2, :N])
+            asked = ours.ask(batch.inputs["text"], ours.look(batch.inputs["image"]))
+            found.append(ours.next_words(torch.tensor([ours.prompt]), asked, None)[0])
+    closest(found[1], found[0], 1e-6)
+
+
+def test_a_question_is_no_picture_where_widths_differ():
+    ours = blip()
+    text = ModalityInputs(torch.tensor([[2, 6, 3]]))
+    asked = ours.ask(text, ours.look(ModalityInputs(torch.randn(1, 3, PIXELS, PIXELS))))
+    with pytest.raises(ZooError, match="it writes about what is 48 wide, as its pictures are, and this is 64 wide"):
+        ours.next_words(torch.tensor([ours.prompt]), asked, None)
+
+
 def test_padding_changes_nothing(pair):
     image, ids, mask = pair
     ours = blip()
@@ -324,6 +392,7 @@ def test_padding_changes_nothing(pair):
 def test_what_it_can_do():
     made = build("blip")
     assert isinstance(made, Matching)
+    assert isinstance(made, Asking)
     assert isinstance(made, Captioning)
     assert not isinstance(made, Unmasking)
 

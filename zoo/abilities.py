@@ -1,4 +1,4 @@
-"""What a model of pictures and texts may be able to do besides giving vectors: match, fill in words, write captions."""
+"""What a model of pictures and texts may be able to do besides giving vectors: match, fill in words, write captions, be asked."""
 
 from __future__ import annotations
 
@@ -48,4 +48,15 @@ class Captioning(Protocol):
         """Logits (B, V) of the word after ``ids`` (B, T), which go on from what ``cache`` holds, None at first; and the new cache.
 
         A cache has ``rows(index)``, the same for the rows (B',) of it.
+        """
+
+
+@runtime_checkable
+class Asking(Protocol):
+    """A model that reads a question beside a picture; what it makes of them is what an answer is told from, or written from."""
+
+    def ask(self, question: ModalityInputs, seen: Tokens) -> Tokens:
+        """The states of a question (B, N, D) that were read beside what `look` gave, ``pooled`` at the first.
+
+        A model that also writes captions goes on from them in `next_words` and `caption` as it does from a picture.
         """

@@ -94,16 +94,16 @@ def entries_of(program: Program, names: Iterable[str]) -> list[Entry]:
     return entries(program, layers=layers, cross_layers=reads, blocks=blocks)
 
 
-def entries(program: Program, *, layers: int, cross_layers: Collection[int], blocks: int) -> list[Entry]:
+def entries(program: Program | Spelling, *, layers: int, cross_layers: Collection[int], blocks: int) -> list[Entry]:
     """The table.
 
     Args:
-        program: Of `SPELLINGS`.
+        program: Of `SPELLINGS`, or another spelling.
         layers: Of text.
         cross_layers: Those of them that have cross-attention.
         blocks: Of the picture encoder.
     """
-    said = SPELLINGS[program]
+    said = program if isinstance(program, Spelling) else SPELLINGS[program]
     found = [*_vision(said.vision, blocks), *_embeddings(said, typed=not said.banked)]
     for i in range(layers):
         found += _layer(said, i, cross=i in cross_layers)

@@ -22,6 +22,7 @@ from zoo.models._bert import (
     rows_of_table,
     run,
     shape_of,
+    there,
 )
 from zoo.models._pictures import CaptionProcessor, PictureTextModel, PictureTextProcessor
 from zoo.registry import make, register
@@ -100,9 +101,13 @@ class Albef(PictureTextModel):
 
     def unmask(self, text: ModalityInputs, seen: Tokens) -> Tensor:
         """(B, N, V) logits of the word at each place of ids (B, N), some of them masked, given the pictures."""
-        x = self.embed(text.values)  # (B, N, D)
-        fused = run(self.trunk, x, real(text), memory=seen.tokens, memory_mask=seen.mask)
-        return self.head(fused, self.embed.words)  # (B, N, V)
+        return self.head(self.ask(text, seen).tokens, self.embed.words)  # (B, N, V)
+
+    def ask(self, question: ModalityInputs, seen: Tokens) -> Tokens:
+        """The states of ids (B, N) after both halves, (B, N, D), given the pictures; ``pooled`` at the first."""
+        mask = real(question)
+        x = run(self.trunk, self.embed(question.values), mask, memory=seen.tokens, memory_mask=seen.mask)  # (B, N, D)
+        return Tokens(x, mask, x[:, 0], there(question))
 
     def _read(self, text: ModalityInputs) -> Tokens:
         mask = real(text)

@@ -104,8 +104,17 @@ class Blip(PictureTextModel):
 
     def match(self, held: Tokens, seen: Tokens) -> Tensor:
         """(B, 2) logits: all blocks read text and picture, 1 says that they belong together."""
-        fused = run(self.trunk, held.tokens, held.mask, route="encode", memory=seen.tokens, memory_mask=seen.mask)
-        return self.matches(fused[:, 0])  # (B, 2)
+        return self.matches(self._fused(held, seen)[:, 0])  # (B, 2)
+
+    def ask(self, question: ModalityInputs, seen: Tokens) -> Tokens:
+        """The states of a question (B, N) of which the first id says that a picture is read, too; (B, N, D), ``pooled`` at the first.
+
+        Answers are written from them by `next_words` and `caption` where pictures are as wide as texts, as with ViT-B: in BLIP's own
+        fine-tuning the answering decoder begins as this one and parts from it then.
+        """
+        held = self.hold(question, seen)
+        x = self._fused(held, seen)  # (B, N, D)
+        return held._replace(tokens=x, pooled=x[:, 0])
 
     def caption(self, text: ModalityInputs, out: ModelOutput) -> tuple[Tensor, Tensor]:
         """Logits (B, T, V) of the next words of texts, each given those before it and the picture, and which they are (B, T).
@@ -125,13 +134,25 @@ class Blip(PictureTextModel):
         return self.head(hidden, self.embed.words), labels[:, 1:]  # (B, T, V), (B, T)
 
     def next_words(self, ids: Tensor, seen: Tokens, cache: Cache | None) -> tuple[Tensor, Cache]:
-        """Logits (B, V) of the word after ids (B, T), which go on from what the cache holds; and the new cache."""
+        """Logits (B, V) of the word after ids (B, T), which go on from what the cache holds; and the new cache.
+
+        Raises:
+            ZooError: If what is seen is not as wide as pictures are.
+        """
         kept = cache or Cache()
+        if seen.tokens.shape[-1] != self.vision.dim:
+            raise ZooError(
+                f"blip: it writes about what is {self.vision.dim} wide, as its pictures are, and this is {seen.tokens.shape[-1]} wide: "
+                "answers to questions need a picture encoder that is as wide as texts"
+            )
         x = self.embed(ids, kept.length)  # (B, T, D)
         found = self.trunk(x, route="decode", attend="causal", memory=seen.tokens, memory_mask=seen.mask, cache=kept)
         assert isinstance(found, tuple)
         hidden, after = found
         return self.head(hidden[:, -1], self.embed.words), after
+
+    def _fused(self, held: Tokens, seen: Tokens) -> Tensor:
+        return run(self.trunk, held.tokens, held.mask, route="encode", memory=seen.tokens, memory_mask=seen.mask)  # (B, N, D)
 
     def _read(self, text: ModalityInputs) -> Tokens:
         mask = real(text)
