@@ -33,7 +33,7 @@ def drawn(colour, shape, style):
 def shapes(held_out="small", kinds=True, renamed=""):
     """20 concepts in three styles; yellow ones are of ``test``, blue crosses of ``val``."""
     concepts = [(c, s) for c in COLOURS for s in SHAPES]
-    captions = [f"a {c} {s}{renamed}" for c, s in concepts]
+    captions = [f"a {c} {s}{' with four equal arms' if s == 'cross' else ''}{renamed}" for c, s in concepts]
     all_of = [(i, style) for i in range(len(concepts)) for style in STYLES]
     of, styles = np.array([i for i, _ in all_of]), np.array([s for _, s in all_of])
     split = np.array(["test" if c == "yellow" else "val" if (c, s) == ("blue", "cross") else "train" for c, s in concepts])[of]
