@@ -9,6 +9,7 @@ import torch
 from open_clip.transformer import AttentionalPooler
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from zoo.config import EncoderSpec, FusionSpec, Positive
 from zoo.errors import ZooError
@@ -192,7 +193,9 @@ class Coca(PictureTextModel):
         seen, words = out.tokens["image"], out.tokens["text"]
         both = (seen.present & words.present)[:, None]
         labels = text.values[:, 1:].masked_fill(~(words.mask[:, 1:] & both), -100)
-        return self.text.write(words.tokens[:, :-1], seen), labels
+        given = (words.tokens[:, :-1], seen)
+        again = self._recomputes and torch.is_grad_enabled()
+        return checkpoint(self.text.write, *given, use_reentrant=False) if again else self.text.write(*given), labels
 
     def next_words(self, ids: Tensor, seen: Tokens, cache: Written | None) -> tuple[Tensor, Written]:
         """Logits (B, V) of the word after ``ids`` (B, T), which go on from what ``cache`` holds, None at first; and the new cache.
@@ -201,11 +204,6 @@ class Coca(PictureTextModel):
             ZooError: If the text becomes longer than the longest.
         """
         return self.text.grow(ids, seen, cache)
-
-    def checkpoint_gradients(self) -> None:
-        """Recompute the activations of the picture side and of each block of the text side in the backward pass."""
-        self._recomputes = True
-        self.text.trunk.checkpoint_gradients()
 
 
 @register(
