@@ -15,7 +15,7 @@ INTERPRETED = Path(__file__).parent / "interpreted"
     [
         "check_contrastive.py",
         pytest.param("check_contrastive_adversarial.py", marks=pytest.mark.slow),
-        "check_contrastive_processes.py",
+        pytest.param("check_contrastive_processes.py", marks=pytest.mark.slow),
         pytest.param("check_tuning.py", marks=pytest.mark.slow),
     ],
 )

@@ -284,6 +284,7 @@ class TestErrors:
             expert_linear(rows(4), *parameters(), expert=torch.zeros(4).long(), impl="triton")
 
 
+@pytest.mark.slow
 def test_triton_kernels_in_the_interpreter():
     pytest.importorskip("triton")
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(INTERPRETED / "check_expert_linear.py")]

@@ -149,6 +149,7 @@ class TestErrors:
             gated_fusion(*inputs(4), impl="triton")
 
 
+@pytest.mark.slow
 def test_triton_kernels_in_the_interpreter():
     pytest.importorskip("triton")
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(INTERPRETED / "check_gated_fusion.py")]

@@ -64,7 +64,7 @@ def test_what_loads_is_valid(validator, recipe):
         ("optimizer", "learning_rate", 1e-3),
         ("optimizer", "lr", -1),
         ("optimizer", "groups", [{"lr": 1}]),
-        ("optimizer", "decay", "exponential"),
+        ("optimizer", "decay", "stepwise"),
         ("evaluate", "main", {"kk": 10}),
         ("baselines", "BM25", "bm52"),
     ],
