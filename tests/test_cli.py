@@ -178,7 +178,7 @@ class TestWords:
         assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
 
     def test_list(self, zoo):
-        assert zoo("list") == (0, "albef\nblip\nclassifier\nclip\ncoca\ndual_encoder\nmeter\nmla\nnotellm2\n", "")
+        assert zoo("list") == (0, "albef\nblip\nclassifier\nclip\ncoca\ndual_encoder\nmeter\nmla\nnotellm2\nvqa\n", "")
         assert "gated_late\n" in zoo("list", "fusions")[1]
         assert "planted_notes\n" in zoo("list", "data")[1]
         assert "notellm2/retail\n" in zoo("list", "recipes")[1]
@@ -186,7 +186,7 @@ class TestWords:
     def test_matrix(self, zoo):
         code, out, _ = zoo("list", "--matrix")
         assert code == 0
-        assert ["micl", *8 * ["-"], "arrange"] in [line.split() for line in out.splitlines()]
+        assert ["micl", *8 * ["-"], "arrange", "-"] in [line.split() for line in out.splitlines()]
         assert "connectors of notellm2: attention_pool, identity, linear, mlp, qformer" in out
 
     def test_info(self, zoo):
@@ -210,7 +210,7 @@ class TestUsage:
             (["fly"], "No such command 'fly'"),
             (["list", "--colour"], "No such option: --colour"),
             (["train"], "Missing argument 'RECIPE'"),
-            (["search", "run", "vectors.parquet", "--k", "0"], "Invalid value for '--k': Input should be greater than or equal to 1"),
+            (["search", "run", "vectors.parquet", "--k", "0"], "Invalid value for '--k' / '--top': Input should be greater than or equal to 1"),
             (["validate", "demo", "--rows", "0"], "Invalid value for '--rows': Input should be greater than or equal to 2"),
             (["list", "fusion"], "no list named 'fusion'; did you mean 'fusions'? (have: backbones,"),
             (["info", "gated_lat"], "no part named 'gated_lat'; did you mean 'gated_late'?"),
@@ -261,7 +261,7 @@ class TestRun:
     def test_eval_refuses_what_is_trained_in(self, zoo, finished):
         code, out, err = zoo("eval", finished[0], "model.fusion=early", "optimizer.lr=7", "evalute.split=val")
         assert (code, out) == (2, "")
-        assert "override 'model.fusion': no section to evaluate by named 'model' (have: classify, data, evaluate, floor, seed)" in err
+        assert "override 'model.fusion': no section to evaluate by named 'model' (have: classify, data, evaluate, floor, retrieve, seed)" in err
         assert "override 'optimizer.lr': " in err
         assert "named 'evalute'; did you mean 'evaluate'?" in err
 

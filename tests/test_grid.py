@@ -26,7 +26,7 @@ from zoo.matrix import Cell, matrix, table
 from zoo.models._pictures import PictureTextModel
 from zoo.recipe import Recipe
 from zoo.registry import entry, make, names, register
-from zoo.types import Batch, Pair
+from zoo.types import Batch, Classifying, Pair
 from zoo.update import Step, Updater
 
 WIDTH = 24  # of images and of text alike, so that the connector "identity" fits
@@ -47,6 +47,7 @@ TINY: dict[str, dict[str, Any]] = {  # model: settings that make it small, and `
     "blip": {"vision": TINY_IMAGE, "layers": 1, "dim": 8},
     "clip": {"vision": TINY_IMAGE, "dim": 8},
     "coca": {"vision": TINY_IMAGE, "dim": 8, "queries": 3},
+    "vqa": {"base": {"name": "blip", "vision": TINY_IMAGE, "layers": 1, "dim": 8}, "classes": 3},
 }
 TINY_CONNECTOR: dict[str, dict[str, Any]] = {  # those whose own defaults are large
     "attention_pool": {"num_queries": 2},
@@ -94,7 +95,7 @@ def pictures() -> tuple[Any, ...]:
 
 
 def classifies(model: nn.Module) -> bool:
-    return "classes" in entry("model", model.spec["name"]).gives
+    return isinstance(model, Classifying)
 
 
 def describes(model: nn.Module) -> bool:
@@ -103,9 +104,9 @@ def describes(model: nn.Module) -> bool:
 
 def some_rows(model: nn.Module) -> list[dict[str, Any]]:
     """Raw rows that the model sees, some without one of their modalities."""
-    if classifies(model):
+    if model.processor.sees({"left": pictures()[0]}):
         return [{"left": pictures()[0]}, {"right": pictures()[1]}, *({"left": p, "right": q} for p, q in pairwise(pictures()))]
-    if describes(model):
+    if classifies(model) or describes(model):
         both = [{"text": text, "image": picture} for text, picture in zip(("a red shoe", "soft", "b"), pictures(), strict=False)]
         return [*both, {"text": "a blue bag"}, {"image": pictures()[3]}]
     rows = [{"title": "a red shoe", "content": "soft"}, {**some_pairs()[0].query, "title": "b"}]

@@ -170,7 +170,7 @@ def without_pretrained(kind: str, spec: Any, cache: Path, notes: list[str]) -> d
     out |= {"pretrained": False} if "pretrained" in takes else {}
     for key, value in chosen.items():
         inner = part_kind(hints.get(key))
-        if inner in ("encoder", "backbone"):
+        if inner in ("model", "encoder", "backbone"):
             for inside, spec in parts_in(hints.get(key), value).items():
                 lean = without_pretrained(inner, spec, cache, notes)
                 out[key] = {**out.get(key, {}), inside[0]: lean} if inside else lean

@@ -1,0 +1,134 @@
+"""Answers from a closed list: what the head reads, whom it learns from, and what a file of it rebuilds."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from zoo.collate import stack
+from zoo.errors import ZooError
+from zoo.hub import load, save
+from zoo.init_from import take_parts
+from zoo.registry import build, make
+from zoo.stages import Stage
+from zoo.types import Batch, Classifying
+
+LOOKS = {"name": "tiny_image", "dim": 24, "heads": 2, "layers": 1, "image_size": 16}
+BASES = {name: {"name": name, "vision": LOOKS, "layers": 2, "dim": 8} for name in ("albef", "blip")}
+COLOURS = ("red", "green", "blue")
+
+
+def tiny(base="albef", classes=3, **settings):
+    return build("vqa", base={**BASES[base], **settings}, classes=classes)
+
+
+def row(colour, question="which colour"):
+    return {"image": Image.new("RGB", (16, 16), colour), "text": question}
+
+
+def batch_of(model, *rows, **more):
+    return Batch(stack([model.processor(r) for r in rows]), **more)
+
+
+@pytest.mark.parametrize("base", BASES)
+def test_the_answer_hears_picture_and_question(base):
+    model = tiny(base).eval()
+    assert isinstance(model, Classifying)
+    with torch.no_grad():
+        said = model(batch_of(model, row("red"), row("blue"), row("red", "what is it"), {"text": "which colour"}, row("red")))
+    logits = said.logits["fused"]
+    assert said.present["fused"].all()
+    torch.testing.assert_close(logits[4], logits[0], rtol=0, atol=1e-6)
+    assert all((logits[i] - logits[0]).abs().max() > 1e-5 for i in (1, 2, 3))
+
+
+@pytest.mark.parametrize("base", BASES)
+def test_it_is_the_models_own_reading(base):
+    model = tiny(base).eval()
+    inside = model._inside[0].model
+    batch = batch_of(model, row("red"), row("green", "what is it"))
+    with torch.no_grad():
+        asked = inside.ask(batch.inputs["text"], inside.look(batch.inputs["image"]))
+        assert torch.equal(model(batch).logits["fused"], model.answers(asked.pooled))
+    first = model.embed.words.weight
+    assert first is inside.embed.words.weight
+
+
+def test_rows_without_a_question_or_a_picture():
+    model = tiny().eval()
+    red = row("red")
+    with torch.no_grad():
+        alone = model(batch_of(model, {"image": red["image"]})).logits["fused"]
+        beside = model(batch_of(model, red, {"image": red["image"]})).logits["fused"]
+        said = model(batch_of(model, {"text": "which colour"})).logits["fused"]
+        both = model(batch_of(model, red, {"text": "which colour"})).logits["fused"]
+        none = model(Batch({}, targets=torch.zeros(2, dtype=torch.int64)))
+    torch.testing.assert_close(beside[1], alone[0], rtol=0, atol=1e-6)
+    torch.testing.assert_close(both[1], said[0], rtol=0, atol=1e-6)
+    assert none.logits["fused"].shape == (2, 3)
+    assert not none.present["fused"].any()
+
+
+@pytest.mark.parametrize("base", BASES)
+def test_it_learns_what_only_both_tell(base):
+    """The answer is the colour, or whether anything is there, as is asked."""
+    torch.manual_seed(0)
+    model = tiny(base, classes=4).train()
+    rows = [row(colour) for colour in COLOURS] + [row(colour, "is it there") for colour in COLOURS]
+    batch = batch_of(model, *rows, targets=torch.tensor([0, 1, 2, 3, 3, 3]))
+    objective, optimizer = make("objective", "cross_entropy"), torch.optim.AdamW(model.parameters(), lr=4e-3)
+    for _ in range(40):
+        loss = objective(model, batch).total
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert loss < 0.2
+    chances = model.classify(rows)
+    assert chances.argmax(1).tolist() == [0, 1, 2, 3, 3, 3]
+    np.testing.assert_allclose(chances.sum(1), 1, rtol=1e-5)
+
+
+def test_blips_self_attention_for_writing_is_left_alone():
+    model = tiny("blip")
+    frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
+    assert frozen
+    assert all(".decode." in name for name in frozen)
+    assert all(p.requires_grad for p in tiny("albef").parameters())
+
+
+@pytest.mark.parametrize("base", BASES)
+def test_it_begins_where_the_model_inside_ended(base, tmp_path):
+    trained = build(**BASES[base])
+    save(trained, tmp_path)
+    model = tiny(base)
+    take_parts(model, [Stage(recipe="pretrain", parts=("vision", "embed", "trunk"))], [tmp_path])
+    theirs = trained.state_dict()
+    assert all(torch.equal(x, theirs[name]) for name, x in model.state_dict().items() if not name.startswith("answers."))
+
+
+def test_a_file_rebuilds_it(tmp_path):
+    model = tiny(vocabulary={"name": "small"})
+    model.trained = True
+    again = load(save(model, tmp_path))
+    np.testing.assert_array_equal(again.classify([row("red")]), model.classify([row("red")]))
+
+
+def test_a_file_needs_no_weights_of_its_picture_encoder(tmp_path):
+    import timm
+    from safetensors.torch import save_file
+
+    weights = tmp_path / "vit.safetensors"
+    save_file(timm.create_model("test_vit").state_dict(), str(weights))
+    model = build(
+        "vqa", base={"name": "albef", "vision": {"name": "timm:test_vit", "final_norm": True, "pretrained": str(weights)}}, classes=2
+    )
+    save(model, tmp_path / "run")
+    weights.unlink()
+    again = load(tmp_path / "run")
+    assert all(torch.equal(x, model.state_dict()[name]) for name, x in again.state_dict().items())
+
+
+@pytest.mark.parametrize("base", ["clip", {"name": "coca"}])
+def test_a_model_that_reads_no_questions_is_refused(base):
+    with pytest.raises(ZooError, match=r"vqa\.base: '(clip|coca)' reads no text beside a picture: write albef or blip"):
+        build("vqa", base=base, classes=2)
