@@ -51,7 +51,10 @@ def test_roles_are_no_words_that_a_text_can_write():
     made = make_vocabulary("small")
     for text in ("[MASK]", "[CLS] [SEP]", "[DEC]"):
         assert not set(made.encode(text)) & {i for i in made.roles.values() if i is not None}
-    assert not set(make_vocabulary("clip").encode("a<end_of_text>b")) & {49406, 49407}
+    clip = make_vocabulary("clip")
+    for text in ("a<end_of_text>b", "<END_OF_TEXT> b", "&lt;start_of_text&gt; b", "<start_of<end_of_text>_text> b"):
+        assert clip.encode(text)[-1] == clip.encode("b")[-1]
+        assert not set(clip.encode(text)) & {49406, 49407}
 
 
 def test_roles_of_the_small_one():

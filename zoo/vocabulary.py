@@ -170,7 +170,8 @@ class ClipPieces:
 
     def encode(self, text: str) -> list[int]:
         """Ids of a text, lower-cased and with its white space made even, as CLIP does."""
-        return list(self._inner.encode(text.replace("<start_of_text>", "").replace("<end_of_text>", "")))
+        ends = (self.roles["start"], self.roles["end"])  # which it recognises in a text only after it has changed case and entities
+        return [i for i in self._inner.encode(text) if i not in ends]
 
     def decode(self, ids: list[int]) -> str:
         """The text of ids."""
