@@ -258,6 +258,14 @@ class TestCompare:
         ):
             assert says in study.table
 
+    def test_what_a_model_cannot_do_is_said(self, outcome, caplog):
+        recipe = load_recipe(TINY)
+        ask(zoo.load(outcome.folder / "arms/clip"), shapes(), recipe)
+        assert "not measured: re-ranking: this model does not read pictures and texts together; captions: this model" in caplog.text
+        caplog.clear()
+        ask(zoo.load(outcome.folder), shapes(), recipe)
+        assert not caplog.text
+
     def test_a_study_before_there_were_captions_is_not_measured_again(self):
         recipe = load_recipe(TINY, "retrieve={}")
         assert _measured(Trial("x", recipe)).keys() == {"evaluate", "classify"}
@@ -268,7 +276,12 @@ class TestRefusals:
     @pytest.mark.parametrize(
         "override, says",
         [
-            ("retrieve.splits=[stile]", "no split named 'stile'; did you mean 'style'"),
+            ("retrieve.splits=[stile]", "retrieve.splits: no split named 'stile'; did you mean 'style'"),
+            ("data.held_out=none", "retrieve.splits: split 'style' has no pairs of a picture and a text, and so nothing to find: name"),
+            (
+                "retrieve={splits: [stile, test], k: [1, 5]}",
+                "did you mean 'style'? (have: style, test, train, val)\nretrieve.k: 5, but from",
+            ),
             ("retrieve.splits=[]", "retrieve.splits: it names no split: write at least one, such as [test]"),
             ("retrieve.splits=[test,test]", "retrieve.splits: ['test', 'test']: write each split once"),
             ("retrieve.k=[1,5]", "retrieve.k: 5, but from picture to text split 'test' has 4 candidates"),

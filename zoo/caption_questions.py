@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -22,6 +23,7 @@ from zoo.thumbnail import thumbnail
 from zoo.types import CaptionedData, Row
 from zoo.zeroshot import classifier, told
 
+logger = logging.getLogger("zoo.caption_questions")
 _SHOWN = 5  # of what a query finds, in the examples
 
 
@@ -71,7 +73,8 @@ def ask(model: Any, data: CaptionedData, settings: Retrieve, *, seed: int) -> An
         ZooError: If the model lacks an embedding, or a picture cannot be decoded.
     """
     model.eval()
-    left_out = _left_out(model, settings)
+    if left_out := _left_out(model, settings):
+        logger.warning("not measured: %s", "; ".join(left_out))
     answered = Answered([], {"chance": {}, "groups": []} | ({"left_out": left_out} if left_out else {}), {"examples.json": []})
     for split in settings.splits:
         _ask_split(model, data, split, settings, seed, answered)

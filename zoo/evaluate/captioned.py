@@ -61,7 +61,9 @@ def searches(data: CaptionedData, split: str) -> list[Search]:
     """
     pairs = data.pairs(split)
     if not len(pairs):
-        raise ZooError(f"split {split!r} has no pairs of a picture and a text: there is nothing to find; name another split")
+        raise ZooError(
+            f"split {split!r} has no pairs of a picture and a text, and so nothing to find: name another split, or give it pictures"
+        )
     groups, found = data.groups(split), []
     for direction, (asks, sought) in zip(DIRECTIONS, ((0, 1), (1, 0)), strict=True):
         queries, of = np.unique(pairs[:, asks], return_inverse=True)
@@ -79,7 +81,12 @@ def check(data: CaptionedData, settings: Retrieve) -> None:
     """
     faults = []
     for split in settings.splits:
-        for search in searches(data, split):
+        try:
+            both = searches(data, split)
+        except ZooError as e:
+            faults.append(f"retrieve.splits: {e}")
+            continue
+        for search in both:
             room = len(search.candidates)
             faults += [
                 f"retrieve.k: {k}, but {DIRECTIONS[search.direction]} split {split!r} has {room} candidates" for k in settings.k if k > room
