@@ -113,7 +113,7 @@ def close(a, b, tolerance=TOLERANCE):
 
 
 @pytest.mark.parametrize("form", ["openai", "open_clip", "folder", "training"])
-def test_clip_of_open_clip(tmp_path, form):
+def test_clip_of_open_clip(tmp_path, form, caplog):
     quick = form in ("openai", "folder")
     theirs = clip_of(quick_gelu=quick)
     state, file = theirs.state_dict(), tmp_path / "weights.pt"
@@ -132,6 +132,7 @@ def test_clip_of_open_clip(tmp_path, form):
     done = convert(file, tmp_path / "ours", "vocabulary=small")
     assert done.settings["size"] == "tiny"
     assert done.settings["activation"] == ("quick_gelu" if quick else "gelu")
+    assert ("does not say its activation: gelu is assumed" in caplog.text) == (form in ("open_clip", "training"))
     left = {"input_resolution", "context_length", "vocab_size"} if form == "openai" else set()
     assert set(done.dropped) == {"logit_scale"} | left
     image, ids = pixels(64), words()

@@ -86,7 +86,12 @@ def convert(
         return write_foreign(source, out, to, logit_scale=logit_scale)
     foreign = read_foreign(source)
     program, name, settings, mapped = _mapped(foreign)
-    settings |= _overridden(overrides)
+    given = _overridden(overrides)
+    if program == "open_clip" and not foreign.config and "activation" not in given:
+        logger.warning(
+            "%s does not say its activation: gelu is assumed; of OpenAI's weights, write activation=quick_gelu", source
+        )
+    settings |= given
     if image_size is not None:
         settings |= _sized(settings, image_size, mapped.state, foreign.path)
     with torch.random.fork_rng():
