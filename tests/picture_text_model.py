@@ -32,7 +32,7 @@ class Small(nn.Module):
 
     outputs = ("image", "text")
     adds_cosine = False
-    prompt = (START,)
+    prompt, room = (START,), 64
 
     def __init__(self, dim: int = 6, width: int = 8, dropout: float = 0.0) -> None:
         super().__init__()

@@ -289,6 +289,10 @@ class TestRefusals:
             ("retrieve.main.direction=up", "retrieve.main.direction: 'up': input should be 'image_to_text' or 'text_to_image'"),
             ("retrieve.zeroshot.templates=[a drawing]", "'a drawing' has no place for the name: write {} in it, once"),
             ("retrieve.decode={shortest: 9, longest: 5}", "retrieve.decode.shortest: 9 is more than retrieve.decode.longest, 5"),
+            (
+                "retrieve.decode.longest=65",
+                "retrieve.decode: longest: 65 ids behind the 2 that a caption begins with are too many",
+            ),
             ("retrieve.captions=some", "retrieve.captions: 'some'"),
             ("evaluate.k=[5,10]", "evaluate: the data set is of pictures with texts, of which 'retrieve' says what is measured"),
             ("classify.split=val", "classify: the data set is of pictures with texts, of which 'retrieve' says what is measured"),

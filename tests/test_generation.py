@@ -23,7 +23,7 @@ class Writer(nn.Module):
     def __init__(self, words=WORDS, prompt=(0,), seed=0):
         super().__init__()
         torch.manual_seed(seed)
-        self.prompt = list(prompt)
+        self.prompt, self.room = list(prompt), 32
         self.words, self.places = nn.Embedding(words, 16), nn.Embedding(32, 16)
         self.trunk = Trunk(Shape(dim=16, heads=2, memory_dim=8, init=0.6), 2, cross_layers=(0, 1), final_norm=True)
         self.head = nn.Linear(16, words)
@@ -285,6 +285,17 @@ class TestRefusals:
     def test_lengths(self, model):
         with pytest.raises(ZooError, match="shortest: 5 ids at least and 2 at most: write shortest=2 or less"):
             write(model, pictures(1), Decoding(shortest=5, longest=2), end=END)
+
+    @pytest.mark.parametrize("method", ["greedy", "beam", "nucleus"])
+    def test_captions_for_which_there_is_no_room(self, method):
+        """Whether or not one of them gets so long; the last word that is written is not read, so it needs no place."""
+        model = Writer()
+        assert write(model, pictures(1), Decoding(method=method, longest=31, shortest=31), end=END, prompt=[1]).ids[0]
+        with pytest.raises(ZooError, match="longest: 32 ids behind the 2 that a caption begins with are too many for this model's 32"):
+            write(model, pictures(1), Decoding(method=method, longest=32), end=END, prompt=[1])
+        with pytest.raises(ZooError, match=r"longest: 1 ids behind the 33 .* write a shorter prompt"):
+            write(model, pictures(1), Decoding(method=method, longest=1), end=END, prompt=[1] * 32)
+        assert max(rows for _, rows in model.calls) <= 2
 
     @pytest.mark.parametrize("method", ["greedy", "beam", "nucleus"])
     def test_weights_that_are_not_numbers(self, method):

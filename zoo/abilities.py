@@ -37,6 +37,7 @@ class Captioning(Protocol):
     """A model that writes what a picture shows."""
 
     prompt: Sequence[int]  # the ids that each caption begins with
+    room: int  # how many ids, those included, the next word can be asked of
 
     def caption(self, text: ModalityInputs, out: ModelOutput) -> tuple[Tensor, Tensor]:
         """Logits (B, T, V) of the words of each text, given those before them and the picture, and which they are (B, T), -100 for none.

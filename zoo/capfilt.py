@@ -20,6 +20,7 @@ from zoo.data._captioned import Captioned
 from zoo.data.capfilt import ABOUT, NEEDS, TEXTS, Arm, kept
 from zoo.errors import Failure, ZooError
 from zoo.files import write_bytes, write_json
+from zoo.generation import check_room
 from zoo.hub import load, model_hash
 from zoo.models._encode import progress
 from zoo.recipe import Recipe, load_recipe
@@ -113,6 +114,8 @@ def capfilt(
     for role, ability in (("captioner", Captioning), ("filter", Matching)):
         if run[role] is not None:
             check_able(run[role], ability, f"the {role}")
+    if run["captioner"] is not None:
+        check_room(run["captioner"], how, run["captioner"].vocabulary.encode(prompt))
     parts = _prepared(out, key, fresh)
     made = _candidates(data, noisy, _Parts(parts, show_progress), run, how, prompt, seed, batch_size)
     table = _table(data, noisy, made)

@@ -10,10 +10,10 @@ import torch
 from zoo.abilities import Captioning, Matching
 from zoo.collate import processed, stack
 from zoo.errors import ZooError
-from zoo.generation import write
+from zoo.generation import check_room, write
 from zoo.models._encode import progress, to_device
-from zoo.sections import Decoding
-from zoo.types import Batch, Row, Tokens
+from zoo.sections import Decoding, Retrieve
+from zoo.types import Batch, CaptionedData, Row, Tokens
 
 
 def check_able(model: Any, ability: Any, name: str) -> None:
@@ -31,6 +31,26 @@ def check_able(model: Any, ability: Any, name: str) -> None:
         return
     does = {Captioning: "writes captions: take a BLIP or a CoCa", Matching: "tells whether picture and text match: take an ALBEF or a BLIP"}
     raise ZooError(f"{name} is a {type(model).__name__}, which is no model that {does[ability]}")
+
+
+def check_asked(model: Any, data: Any, settings: Retrieve) -> None:
+    """Whether there is room for the captions that a recipe asks for: before the first step, not after the last.
+
+    Args:
+        model: Any.
+        data: Any; of others than captioned pictures no captions are asked for.
+        settings: Of what is measured.
+
+    Raises:
+        ZooError: If not.
+    """
+    if not isinstance(data, CaptionedData) or not settings.captions or not isinstance(model, Captioning):
+        return
+    words: Any = model
+    try:
+        check_room(model, settings.decode, words.vocabulary.encode(settings.prompt))
+    except ZooError as e:
+        raise ZooError(f"retrieve.decode: {e}") from e
 
 
 def caption(
@@ -57,9 +77,10 @@ def caption(
         show_progress: None: a bar when there are many and somebody watches.
 
     Raises:
-        ZooError: If the model writes no captions, or a picture cannot be decoded.
+        ZooError: If the model writes no captions, or none as long as these may be, or a picture cannot be decoded.
     """
     check_able(model, Captioning, "this model")
+    check_room(model, how, model.vocabulary.encode(prompt))
     end, begins, texts = model.vocabulary.role("end", "a caption"), model.vocabulary.encode(prompt), []
     model.eval()
     for start in progress(range(0, len(pictures), batch_size), "captions", show_progress):

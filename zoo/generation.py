@@ -38,19 +38,38 @@ def write(
         first: The number of the first picture: number and seed decide what is drawn of a picture, whatever is written beside it.
 
     Raises:
-        ZooError: If the model has no id to begin with, or ``how`` asks for more ids at least than at most.
+        ZooError: As `check_room`.
     """
+    check_room(model, how, prompt)
     begins = [*model.prompt, *prompt]
-    if not begins:
-        raise ZooError("a caption needs an id to begin with, and this model has no prompt")
-    if how.shortest > how.longest:
-        raise ZooError(f"shortest: {how.shortest} ids at least and {how.longest} at most: write shortest={how.longest} or less")
     start = torch.tensor([begins] * len(seen.tokens), dtype=torch.int64, device=seen.tokens.device).reshape(len(seen.tokens), len(begins))
     if not len(start):
         return Written([], [])
     if how.method == "beam":
         return _beams(model, seen, start, how, end)
     return _one_by_one(model, seen, start, how, end, _uniform(seed, first, len(start), how.longest))
+
+
+def check_room(model: Captioning, how: Decoding, prompt: Sequence[int] = ()) -> None:
+    """Whether captions as long as ``how`` lets them be can be written: asked before the work, not where one of them happens to be long.
+
+    Args:
+        model: Any that writes captions.
+        how: The way words are chosen.
+        prompt: Ids that every caption goes on from, after the model's own.
+
+    Raises:
+        ZooError: If the model has no id to begin with, ``how`` asks for more ids at least than at most, or the model has too few places.
+    """
+    begins = len(model.prompt) + len(prompt)
+    if not begins:
+        raise ZooError("a caption needs an id to begin with, and this model has no prompt")
+    if how.shortest > how.longest:
+        raise ZooError(f"shortest: {how.shortest} ids at least and {how.longest} at most: write shortest={how.longest} or less")
+    left = model.room - begins + 1  # the last word that is written is not read
+    if how.longest > left:
+        says = f"longest: {how.longest} ids behind the {begins} that a caption begins with are too many for this model's {model.room}"
+        raise ZooError(f"{says}: write {f'longest={left} or less' if left > 0 else 'a shorter prompt'}")
 
 
 def rows(seen: Tokens, which: Tensor) -> Tokens:

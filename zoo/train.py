@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from zoo.batches import batches_of, check_fit, lengths_of, training_rows
+from zoo.captions import check_asked
 from zoo.checkpoint import Position, check_same_run, checkpoints, load_checkpoint
 from zoo.config import split_spec
 from zoo.distributed import blocks_of, shard, whole
@@ -102,6 +103,7 @@ def train(
     check_fit(step.model, data)
     _check_seen(step, data)
     _check_calibrates(recipe, step.model, data)
+    check_asked(step.model, data, recipe.retrieve)
     epoch = len(order) / recipe.run.accumulate
     passed = math.ceil((recipe.run.epochs or 0) * epoch)
     steps = passed if recipe.run.steps is None else recipe.run.steps

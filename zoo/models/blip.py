@@ -79,7 +79,7 @@ class Blip(PictureTextModel):
     ) -> None:
         super().__init__(vision, vocabulary, schedule, processor, dim)
         pad, self._encodes = vocabulary.role("pad", "blip"), vocabulary.role("encode", "blip")
-        self.prompt = [vocabulary.role("decode", "blip"), *vocabulary.encode(prompt)]
+        self.prompt, self.room = [vocabulary.role("decode", "blip"), *vocabulary.encode(prompt)], size.places
         self.embed = Embedding(rows, size.places, size.width, pad=pad, typed=False, dropout=size.dropout, init=size.init)
         cross = [number for number, does in enumerate(reads) if does]
         self.trunk = Trunk(shape_of(size, self.vision.dim), size.layers, cross_layers=cross, banks=BANKS)

@@ -170,7 +170,7 @@ class Coca(PictureTextModel):
         self, vision: Pooled, text: Decoder, vocabulary: Vocabulary, schedule: nn.Module, processor: PictureTextProcessor, dim: int
     ) -> None:
         super().__init__(vision, vocabulary, schedule, processor, dim)
-        self.text, self.prompt = text, [vocabulary.role("start", "coca")]
+        self.text, self.prompt, self.room = text, [vocabulary.role("start", "coca")], text.length
         self.image_projection, self.text_projection = projection(vision.dim, dim), projection(text.dim, dim)
 
     def read(self, text: ModalityInputs) -> Tokens:
