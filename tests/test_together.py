@@ -8,13 +8,15 @@ from torch import distributed as dist
 from tests.picture_text_model import Small, batch_of, stepped
 from tests.test_captioned_batches import TINY, colours
 from zoo import ZooError, gradcache, make
+from zoo.batches import CaptionedRows
 from zoo.checkpoint import Position, checkpoints, load_checkpoint, random_state, save_checkpoint
+from zoo.collate import stack
 from zoo.optimizer import make_optimizer
 from zoo.recipe import Recipe, load_recipe
-from zoo.registry import register
+from zoo.registry import build, register
 from zoo.sections import Group, Optimizer
 from zoo.train import make_step, train
-from zoo.types import CaptionedData
+from zoo.types import Batch, CaptionedData
 from zoo.update import Step
 from zoo.validate import validate
 
@@ -250,6 +252,22 @@ def test_a_run_that_is_killed_goes_on_as_if_it_had_not_been(recipe, monkeypatch,
     assert bool((queue >= 0).all())
     saved = load_file(recipe("whole").out / "model.safetensors")
     assert not any("twin" in name or "queue" in name for name in saved)
+
+
+@pytest.mark.parametrize("lacks", ["image", "text"])
+@pytest.mark.parametrize("model", ["albef", "blip", "coca"])
+def test_a_batch_that_lacks_all_of_one_side_is_a_zero_loss(recipe, model, lacks):
+    of = {"albef": ALBEF, "blip": [ALBEF[0], "itm", "lm"], "coca": ["itc", {"name": "lm", "smoothing": 0}]}[model]
+    settings = {"size": "tiny", "vision": TINY, "dim": 16} | ({} if model == "coca" else {"layers": 2})
+    model, objective = build(model, **settings), together(of)
+    objective.bind(model)
+    rows = [{name: x for name, x in row.items() if name != lacks} for row in CaptionedRows(colours(8), "train")]
+    loss = objective(model, Batch(stack([model.processor(row) for row in rows[:ROWS]]), ids=torch.arange(ROWS)))
+    loss.total.backward()
+    objective.after_step(model, loss.state)
+    assert loss.total.item() == 0
+    assert not any(p.grad.any() for p in model.parameters() if p.grad is not None)
+    assert {f"loss_{name}" for name in objective.names} <= {*loss.parts}
 
 
 def test_accumulation_would_starve_a_queue(recipe):

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from zoo.errors import ZooError
-from zoo.types import Batch, Loss, ModelOutput, Tokens
+from zoo.types import Batch, Loss, ModalityInputs, ModelOutput, Tokens
 
 
 class Likeness(NamedTuple):
@@ -71,6 +71,13 @@ def tokens_of(out: ModelOutput, objective: str) -> tuple[Tokens, Tokens]:
             "write run.gradcache: 0; or else take a model that gives them"
         )
     return out.tokens["image"], out.tokens["text"]
+
+
+def text_of(batch: Batch, read: Tokens) -> ModalityInputs:
+    """The texts of a batch; where no row has one, of each a single id that is not there, as ``read`` then has a token."""
+    if "text" in batch.inputs:
+        return batch.inputs["text"]
+    return ModalityInputs(torch.zeros_like(read.mask, dtype=torch.int64), read.mask, read.present)
 
 
 def both_there(seen: Tokens, read: Tokens) -> Tensor:

@@ -12,7 +12,7 @@ from zoo.abilities import Matching
 from zoo.distributed import all_rows, longest, processes
 from zoo.errors import ZooError
 from zoo.momentum import Negatives, NegativeSampler
-from zoo.objectives._shared import Likeness, Shared, alone, both_there, mean_of, rows_of, tokens_of, unit, wide
+from zoo.objectives._shared import Likeness, Shared, alone, both_there, mean_of, rows_of, text_of, tokens_of, unit, wide
 from zoo.registry import register
 from zoo.types import Batch, Loss, Tokens
 
@@ -75,7 +75,7 @@ class Itm(nn.Module):
         """As `zoo.objectives._shared.Term`."""
         seen, read = tokens_of(shared.out, "itm")
         there = both_there(seen, read)
-        found = self._candidates(seen, model.hold(batch.inputs["text"], read))
+        found = self._candidates(seen, model.hold(text_of(batch, read), read))
         row = found.first + torch.arange(len(there), device=there.device)
         to_texts = self.draw(self._logits("image", shared), self._allowed(batch, seen.present, read.present))
         to_images = self.draw(self._logits("text", shared), self._allowed(batch, read.present, seen.present))

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from zoo.abilities import Captioning
 from zoo.config import Fraction
 from zoo.errors import ZooError
-from zoo.objectives._shared import Shared, alone, both_there, mean_of, tokens_of, wide
+from zoo.objectives._shared import Shared, alone, both_there, mean_of, text_of, tokens_of, wide
 from zoo.registry import register
 from zoo.types import Batch, Loss
 
@@ -44,8 +44,8 @@ class Lm(nn.Module):
 
     def term(self, model: Any, batch: Batch, shared: Shared) -> tuple[Tensor, dict[str, Tensor], Any]:
         """As `zoo.objectives._shared.Term`."""
-        there = both_there(*tokens_of(shared.out, "lm"))
-        logits, labels = model.caption(batch.inputs["text"], shared.out)  # (B, T, V), (B, T)
-        labels = labels.masked_fill(~there[:, None], -100)
+        seen, read = tokens_of(shared.out, "lm")
+        logits, labels = model.caption(text_of(batch, read), shared.out)  # (B, T, V), (B, T)
+        labels = labels.masked_fill(~both_there(seen, read)[:, None], -100)
         losses = F.cross_entropy(wide(logits).flatten(0, 1), labels.flatten(), reduction="none", label_smoothing=self.smoothing)
         return mean_of(losses, labels.flatten() != -100), {}, None

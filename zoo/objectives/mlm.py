@@ -13,7 +13,7 @@ from zoo.abilities import Unmasking
 from zoo.config import Fraction
 from zoo.errors import ZooError
 from zoo.momentum import SoftTarget
-from zoo.objectives._shared import Shared, alone, both_there, mean_of, tokens_of, wide
+from zoo.objectives._shared import Shared, alone, both_there, mean_of, text_of, tokens_of, wide
 from zoo.registry import register
 from zoo.types import Batch, Loss, ModalityInputs
 
@@ -75,7 +75,8 @@ class Mlm(nn.Module):
         Raises:
             ZooError: If it needs a twin and there is none.
         """
-        text, (seen, read) = batch.inputs["text"], tokens_of(shared.out, "mlm")
+        seen, read = tokens_of(shared.out, "mlm")
+        text = text_of(batch, read)
         chosen = choose(text, model.vocabulary, self.rate, self.whole_words) & both_there(seen, read)[:, None]
         masked = text._replace(values=hide(text.values, chosen, model.vocabulary))
         logits = wide(model.unmask(masked, seen))  # (B, N, V)
