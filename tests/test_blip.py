@@ -458,6 +458,35 @@ def test_a_file_of_two_models_that_do_not_share_is_refused():
         loaded(blip(told.told["vocabulary"]), state)
 
 
+def step(made, batch):
+    """Bytes that wait for the backward pass, and the gradients."""
+    kept = {}
+
+    def pack(x):
+        kept[x.untyped_storage()._cdata] = x.untyped_storage().nbytes()
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+        out = made(batch)
+        matched = made.match(made.hold(batch.inputs["text"], out.tokens["text"]), out.tokens["image"])
+        logits, labels = made.caption(batch.inputs["text"], out)
+    made.zero_grad()
+    (matched[:, 1].sum() + F.cross_entropy(logits.flatten(0, 1), labels.flatten())).backward()
+    return sum(kept.values()), {name: p.grad for name, p in made.named_parameters() if p.grad is not None}
+
+
+def test_checkpointing_keeps_less_and_changes_no_gradient():
+    made = build("blip", vocab_size=5002, length=60).train()
+    batch = rows(made, *({"text": text, "image": Image.new("RGB", (40, 40), "red")} for text in ("red " * 50, "blue " * 9, "green")))
+    weights = sum(p.nbytes for p in made.parameters())
+    whole, plain = step(made, batch)
+    made.checkpoint_gradients()
+    less, same = step(made, batch)
+    assert less - weights < 0.5 * (whole - weights)
+    assert plain.keys() == same.keys()
+    assert all(torch.equal(same[name], gradient) for name, gradient in plain.items())
+
+
 def test_a_stage_gives_its_pictures_positions_to_larger_pictures(tmp_path):
     """Fine-tuning looks at larger pictures; timm's own resampling is the reference."""
     small, large = (build("blip", layers=1, vision={"name": "image_transformer", "arch": "tiny", "image_size": size}) for size in (32, 64))

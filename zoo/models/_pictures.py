@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from zoo.errors import ZooError
 from zoo.hub import Hosted
 from zoo.models._encode import encode, similarity, similarity_pairwise
+from zoo.trunk import Trunk
 from zoo.types import ModalityInputs, Processor, Row, Rows, Tokens
 from zoo.vocabulary import Vocabulary
 
@@ -158,8 +159,11 @@ class PictureTextModel(Hosted, nn.Module):
         return similarity_pairwise(a, b)
 
     def checkpoint_gradients(self) -> None:
-        """Recompute the towers' activations in the backward pass instead of keeping them."""
+        """Recompute the activations of towers, and of each block of a trunk, in the backward pass instead of keeping them."""
         self._recomputes = True
+        for module in self.modules():
+            if isinstance(module, Trunk):
+                module.checkpoint_gradients()
 
     def parts(self) -> Mapping[str, Any]:
         """The settings that name parts, and what was made for each."""
