@@ -24,6 +24,15 @@ def parquet(folder, rows, name="captions.parquet"):
     return folder
 
 
+def large(folder, rows):
+    """As polars writes texts: Arrow's long strings."""
+    folder.mkdir(exist_ok=True)
+    table = pa.Table.from_pylist(rows)
+    fields = [f.with_type(pa.large_string()) if pa.types.is_string(f.type) else f for f in table.schema]
+    pq.write_table(table.cast(pa.schema(fields)), folder / "captions.parquet")
+    return folder
+
+
 def jsonl(folder, rows, name="captions.jsonl"):
     folder.mkdir(exist_ok=True)
     (folder / name).write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
@@ -168,7 +177,7 @@ class TestBalance:
         assert table(tmp_path / "out") == {"cat": (1, 1), "dog": (1, 1), "a dog and": (0, 0), "horse": (0, 0)}
         assert [row["n"] for row in read(tmp_path / "out")] == [0]
 
-    @pytest.mark.parametrize("write", [parquet, jsonl])
+    @pytest.mark.parametrize("write", [parquet, large, jsonl])
     def test_what_it_writes_is_a_data_set(self, tmp_path, write):
         rows = animals(20, 10, 5)
         folder = write(tmp_path / "in", [{**row, "split": ("train", "val", "test")[i % 3]} for i, row in enumerate(rows)])

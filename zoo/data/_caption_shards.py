@@ -136,10 +136,11 @@ class Writer:
                 file.writelines(json.dumps(self._moved(json.loads(line)), ensure_ascii=False) + "\n" for line in lines)
             return
         some = batch.filter(pa.array(mask))
-        places = [i for i, column in enumerate(some.schema) if column.name == "image" and pa.types.is_string(column.type)]
+        paths = (pa.types.is_string, pa.types.is_large_string)
+        places = [i for i, column in enumerate(some.schema) if column.name == "image" and any(are(column.type) for are in paths)]
         for i in places:
             moved = [None if image is None else self._moved({"image": image})["image"] for image in some.column(i).to_pylist()]
-            some = some.set_column(i, some.schema.field(i), pa.array(moved, pa.string()))
+            some = some.set_column(i, some.schema.field(i), pa.array(moved, some.schema.field(i).type))
         self.parquet = self.parquet or pq.ParquetWriter(self.path, some.schema)
         self.parquet.write_batch(some)
 
