@@ -76,7 +76,7 @@ def test_pieces_know_their_word():
 
 
 def test_a_role_that_is_missing_is_named():
-    with pytest.raises(ZooError, match="masked words: the vocabulary 'clip' has no id for 'mask'.*write vocabulary: small"):
+    with pytest.raises(ZooError, match=r"masked words: the vocabulary 'clip' has no id for 'mask'.*write vocabulary: small"):
         make_vocabulary("clip").role("mask", "masked words")
 
 
@@ -93,7 +93,7 @@ def test_a_folder_of_bert_gets_the_two_ids_of_blip(tmp_path):
 
 
 def test_what_cannot_be_had_is_said(tmp_path):
-    with pytest.raises(ZooError, match="vocabulary '.*nowhere' could not be loaded.*small or clip"):
+    with pytest.raises(ZooError, match=r"vocabulary '.*nowhere' could not be loaded.*small or clip"):
         make_vocabulary(str(tmp_path / "nowhere"))
     inner = Tokenizer(models.WordLevel({"a": 0}, unk_token="a"))
     inner.pre_tokenizer = pre_tokenizers.Whitespace()
