@@ -478,6 +478,34 @@ def test_files_that_are_no_weights(tmp_path):
     refused(tmp_path / "relative.safetensors", "a model of questions and answers")
 
 
+def test_files_that_are_none_of_torch(tmp_path):
+    for content, says in ((b"", "no file of weights (it ends too soon)"), (b"hello", "no file of weights (of no known form)")):
+        (tmp_path / "text.pt").write_bytes(content)
+        refused(tmp_path / "text.pt", says, kind=Failure)
+    (tmp_path / "page.pt").write_text("<html>not found</html>")
+    refused(tmp_path / "page.pt", "which is not run here (Weights only load failed): where you trust it")
+
+
+@pytest.mark.parametrize("program", ["open_clip", "hf_clip"])
+def test_a_clip_that_is_not_whole(tmp_path, program):
+    state = dict((clip_of() if program == "open_clip" else hf_clip()).state_dict())
+    lost = "ln_final.weight" if program == "open_clip" else "text_model.final_layer_norm.bias"
+    torch.save({name: x for name, x in state.items() if name != lost}, tmp_path / "lost.pt")
+    refused(tmp_path / "lost.pt", "has nothing for text.model.ln_final.", "vocabulary=small")
+    assert not (tmp_path / "ours").exists()
+    known = "image_projection.weight" if program == "open_clip" else "visual_projection.weight"
+    state[known if known in state else "visual.proj"][0, 0] = float("nan")
+    torch.save(state, tmp_path / "nan.pt")
+    refused(tmp_path / "nan.pt", "holds numbers that are not finite", "vocabulary=small")
+
+
+def test_a_folder_of_the_zoo_is_none_of_another_program(tmp_path, albef_file):
+    convert(albef_file[0], tmp_path / "ours", "vocabulary=small")
+    for source in ("ours", "ours/model.safetensors"):
+        refused(tmp_path / source, "is of a model folder of the zoo, which needs no conversion; to write it", out=tmp_path / "x")
+    refused(tmp_path / "ours/model.safetensors", "which is a file: a run folder has model.json", out=tmp_path / "x", to="open_clip")
+
+
 def test_shards_of_a_large_model(tmp_path):
     theirs = hf_clip()
     theirs.save_pretrained(tmp_path / "theirs", max_shard_size="500KB")

@@ -14,7 +14,7 @@ from zoo.errors import ZooError
 from zoo.files import write_json
 from zoo.foreign import Foreign, read_foreign
 from zoo.foreign_settings import bert_settings, clip_settings
-from zoo.hub import save
+from zoo.hub import ABOUT, save
 from zoo.models import _bert_keys, _clip_keys, _coca_keys
 from zoo.positions import PLACES, resampled
 from zoo.registry import build
@@ -84,13 +84,14 @@ def convert(
         if overrides or image_size is not None:
             raise ZooError("with --to nothing but --logit-scale can be set: the model is as it is in its folder")
         return write_foreign(source, out, to, logit_scale=logit_scale)
+    place = Path(source)
+    if ((place if place.is_dir() else place.parent) / ABOUT).is_file():
+        raise ZooError(f"{source} is of a model folder of the zoo, which needs no conversion; to write it for another program, add --to")
     foreign = read_foreign(source)
     program, name, settings, mapped = _mapped(foreign)
     given = _overridden(overrides)
     if program == "open_clip" and not foreign.config and "activation" not in given:
-        logger.warning(
-            "%s does not say its activation: gelu is assumed; of OpenAI's weights, write activation=quick_gelu", source
-        )
+        logger.warning("%s does not say its activation: gelu is assumed; of OpenAI's weights, write activation=quick_gelu", source)
     settings |= given
     if image_size is not None:
         settings |= _sized(settings, image_size, mapped.state, foreign.path)
@@ -119,6 +120,8 @@ def _mapped(foreign: Foreign) -> tuple[str, str, dict[str, Any], _bert_keys.Mapp
     if program is not None:
         name, settings = clip_settings(program, foreign)
         mapped = _CLIP[program](state)
+        if mapped.absent:
+            raise ZooError(f"{foreign.path} has nothing for {_some(mapped.absent)} of the model {name}: the file is not whole")
     else:
         program, name, settings, mapped = _bert(foreign)
     if unexpected := [key for key, why in mapped.dropped.items() if why == "unknown"]:

@@ -94,14 +94,20 @@ def _loaded(path: Path) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except UnpicklingError as e:
-        reason = str(e).strip().partition("\n")[0]
         raise ZooError(
-            f"{path} is damaged, or holds more than tensors and plain values, which is not run here ({reason}): where you trust it, write\n"
+            f"{path} is damaged, or holds more than tensors and plain values, which is not run here ({_sentence(e)}): "
+            "where you trust it, write\n"
             f"  torch.save(torch.load({str(path)!r}, map_location='cpu', weights_only=False)['model'], 'weights.pt')\n"
             "in Python once, and name that file"
         ) from e
     except (RuntimeError, EOFError, ValueError, KeyError) as e:  # of a file that ends too soon; of one that is no file of torch's
-        raise Failure(f"{path} is damaged, or no file of weights ({str(e).strip().partition(chr(10))[0]}): {advice}") from e
+        raise Failure(f"{path} is damaged, or no file of weights ({_sentence(e)}): {advice}") from e
+
+
+def _sentence(e: Exception) -> str:
+    """The first of what torch says, of which the rest is advice that does not fit here."""
+    said = str(e).strip().partition("\n")[0].partition(". ")[0]
+    return said if " " in said else "it ends too soon" if isinstance(e, EOFError) else "of no known form"
 
 
 def _shards(index: Path) -> dict[str, Tensor]:

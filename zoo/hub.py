@@ -221,7 +221,8 @@ def _whole(folder: Path) -> Path:
     """``folder``, if a model is in it."""
     if not (folder / ABOUT).is_file() or not (folder / WEIGHTS).is_file():
         there = sorted(p.name for p in folder.iterdir())[:10] if folder.is_dir() else None
-        seen = "which does not exist" if there is None else f"which holds {', '.join(there) or 'nothing'}"
+        seen = f"which holds {', '.join(there) or 'nothing'}" if there is not None else "which does not exist"
+        seen = "which is a file" if folder.is_file() else seen
         raise ZooError(f"no model in {folder}, {seen}: a run folder has {ABOUT} and {WEIGHTS} once its training is finished")
     return folder
 

@@ -121,8 +121,8 @@ def to_ours(theirs: Mapping[str, Tensor], table: Sequence[Entry]) -> Mapped:
     """Weights of another program by our names.
 
     Raises:
-        ZooError: If a parameter that the table knows is there in parts, or in two places with two values: BLIP's encoder and decoder share
-            most of theirs, which a fine-tuning for questions and answers gives up.
+        ZooError: If a parameter that the table knows is there in parts, is not finite, or is in two places with two values: BLIP's encoder
+            and decoder share most of theirs, which a fine-tuning for questions and answers gives up.
     """
     state: dict[str, Tensor] = {}
     absent: list[str] = []
@@ -136,6 +136,8 @@ def to_ours(theirs: Mapping[str, Tensor], table: Sequence[Entry]) -> Mapped:
         if not values:
             absent.append(entry.ours)
             continue
+        if not values[0].isfinite().all():
+            raise ZooError(f"{places[0][0]} holds numbers that are not finite: these weights diverged, or the file is damaged")
         if differing := [place for place, value in zip(places, values, strict=True) if not torch.equal(value, values[0])]:
             raise ZooError(f"{places[0][0]} and {differing[0][0]} are one parameter in this model, and differ in these weights")
         state[entry.ours] = values[0].contiguous()
