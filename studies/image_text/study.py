@@ -88,9 +88,9 @@ def loop(seed: int, data: Path, steps: int) -> dict[str, Any]:
 
 
 def _recalls(metrics: Any) -> dict[str, float]:
-    """{"style/image_to_text": R@1} of the model of a run, all groups together."""
+    """{"style, image_to_text": R@1} of the model of a run, by cosine, all groups together."""
     (arm,) = metrics["arms"].values()
-    return {r["protocol"]: r["recall"] for r in arm["records"] if r["k"] == 1 and r["subset"] == "all"}
+    return {f"{r['subset']}, {r['protocol']}": r["recall"] for r in arm["records"] if r["k"] == 1 and r["input"] == "all"}
 
 
 def bootstrap(given: argparse.Namespace) -> None:
@@ -116,8 +116,13 @@ def written(found: list[dict[str, Any]], steps: int) -> str:
         cells = [_spread([seed["recall"][arm][protocol] for seed in found]) for protocol in protocols]
         lines.append(f"| {arm} | " + " | ".join(cells) + " |")
     lines += ["", "| of the filter | |", "|---|---|"]
-    numbers = {key: value for key, value in found[0]["statistics"].items() if isinstance(value, int | float)}
-    lines += [f"| {key} | {_spread([seed['statistics'][key] for seed in found])} |" for key in numbers]
+    told = [seed["statistics"]["filter"] for seed in found]
+    for name in told[0]:
+        values = [each[name] for each in told if each[name] is not None]  # no precision where nothing was thrown away
+        lines.append(f"| {name.replace('_', ' ')} | {_spread(values) if values else '-'} |")
+    for origin in found[0]["statistics"]["texts"]:
+        shares = [texts["kept"] / texts["all"] for seed in found if (texts := seed["statistics"]["texts"][origin])["all"]]
+        lines.append(f"| {origin} texts kept, share | {_spread(shares) if shares else '-'} |")
     return "\n".join(lines) + "\n"
 
 
