@@ -59,7 +59,7 @@ def install(python, *what):
 def test_holds_the_parts_and_nothing_else(wheel):
     held = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
     files = [f for folder in ("zoo", "fusions", "kernels", "recipes") for f in (ROOT / folder).rglob("*")]
-    files = [f for f in files if f.is_file() and f.suffix in (".py", ".yaml", ".html", ".typed", ".md")]
+    files = [f for f in files if f.is_file() and f.suffix in (".py", ".yaml", ".html", ".typed", ".md", ".txt")]
     expected = {f.relative_to(ROOT).as_posix() for f in files}
     assert held == {name if name.startswith("zoo/") else f"zoo/{name}" for name in expected}
 
