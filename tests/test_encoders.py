@@ -325,6 +325,14 @@ def test_timm_image_size_moves_model_and_processor():
     assert built(inputs(built)).tokens.shape[1] == 1 + (64 // 16) ** 2
 
 
+def test_timm_takes_other_colours_than_its_own():
+    own, clip = (encoder("timm:test_vit", **given).processor.config() for given in ({}, {"colours": "clip", "squash": True}))
+    assert own["mean"] == [0.5, 0.5, 0.5]
+    assert clip["mean"] == pytest.approx([0.4815, 0.4578, 0.4082], abs=1e-4)
+    assert clip["std"] == pytest.approx([0.2686, 0.2613, 0.2758], abs=1e-4)
+    assert (own["squash"], clip["squash"], clip["shorter"]) == (False, True, clip["size"])
+
+
 def test_timm_loads_a_file(tmp_path):
     from safetensors.torch import save_file
 
