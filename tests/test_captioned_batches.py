@@ -121,6 +121,17 @@ class TestBatches:
             batch = batches_of(data, process, model.processor, 0)[shares]
             assert batch.ids.tolist() == data.subject[data.pairs("train")[shares[process], 0]].tolist()
 
+    def test_one_text_of_several_subjects(self, model):
+        data = colours()
+        data.subject = np.arange(len(data.pictures))  # as where a captioner wrote the texts
+        shares = np.array([[0, 8, 2, 1], [16, 3, 10, 5]])  # the first text, a red square, thrice; that of 2 and 10 is green
+        known = [batches_of(data, process, model.processor, 0)[shares].known.tolist() for process in (0, 1)]
+        assert known == [[[0, 1], [0, 4], [1, 0], [1, 4], [2, 6]], [[0, -4], [0, -3], [2, -2]]]
+        batch = batches_of(data, 0, model.processor, 0)[shares[:1]]
+        assert batch.known.tolist() == [[0, 1], [1, 0]]
+        itm = make("objective", "itm")
+        assert not itm._allowed(batch, torch.ones(4).bool(), torch.ones(4).bool())[[0, 1], [1, 0]].any()
+
     def test_kept_rows_are_those_of_pairs_and_not_of_pictures(self, model):
         batches = batches_of(colours(), 0, model.processor, 100)
         first = batches[np.array([[0, 1]])].inputs["text"].mask.sum(1).tolist()  # one picture, two texts

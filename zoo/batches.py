@@ -97,16 +97,29 @@ class CaptionedRows(Sequence[Row]):
 
 
 class CaptionedBatches(Dataset[Batch]):
-    """As `PairBatches`, of pictures with one text each, whose ``ids`` are their subjects."""
+    """As `PairBatches`, of pictures with one text each, whose ``ids`` are their subjects.
+
+    Where pictures of different subjects have one text, as a captioner may write it, ``known`` says so.
+    """
 
     def __init__(self, data: CaptionedData, process: int, processor: Any, keep: int) -> None:
         self.rows, self.process = CaptionedRows(data, "train"), process
-        self.samples = Kept(self.rows, processor, keep)
+        self.samples, self.said = Kept(self.rows, processor, keep), self.rows.pairs[:, 1]
+        both = np.unique(np.stack([self.said, self.rows.subject], 1), axis=0)
+        self.repeats = len(both) > len(np.unique(self.said))
 
     def __getitem__(self, shares: np.ndarray) -> Batch:
         """The batch whose ``shares`` (processes, B) are the pairs of each process."""
         own = shares[self.process]
-        return Batch(stack([self.samples[i] for i in own.tolist()]), ids=torch.from_numpy(self.rows.subject[own]))
+        known = self._same_text(shares) if self.repeats else None
+        return Batch(stack([self.samples[i] for i in own.tolist()]), ids=torch.from_numpy(self.rows.subject[own]), known=known)
+
+    def _same_text(self, shares: np.ndarray) -> torch.Tensor:
+        """(E, 2) rows of this process and others, of any, with the same text."""
+        first = self.process * shares.shape[1]  # others count on from the first of this process
+        row, other = np.nonzero(self.said[shares[self.process]][:, None] == self.said[shares.ravel()])
+        apart = other != row + first
+        return torch.from_numpy(np.stack([row[apart], other[apart] - first], 1))
 
 
 def batches_of(data: Data, process: int, processor: Any, keep: int) -> Dataset[Batch]:
