@@ -289,6 +289,10 @@ def test_what_is_refused(root, tmp_path):
         "all 8 training pairs are in the split 'trusted', so none is noisy: write data.learn=all",
         {**RECIPE, "data": {**DATA, "learn": "trusted"}},
     )
+    refused("trusted: no split named 'trustd'; did you mean 'trusted'? (have: ", trusted="trustd")
+    refused("trusted: split 'test' is there to measure on, and what is trusted is trained on: name another one", trusted="test")
+    refused("trusted: split 'style' is there to", {**RECIPE, "retrieve": {"splits": ["style"], "k": [1]}}, trusted="style")
+    refused("training pairs are in the split 'train', so none is noisy: name another split", trusted="train")
     refused(
         "and planted_notes is none: name a recipe of a data set that is",
         {"model": "notellm2", "data": {"name": "planted_notes", "notes": 300, "users": 300, "image_size": 16}, "objective": "pair_infonce"},

@@ -16,9 +16,9 @@ import pyarrow.parquet as pq
 from zoo.abilities import Captioning, Matching
 from zoo.captions import caption, check_able
 from zoo.config import split_spec
-from zoo.data._captioned import Captioned
+from zoo.data._captioned import SPLITS, Captioned
 from zoo.data.capfilt import ABOUT, NEEDS, TEXTS, Arm, kept
-from zoo.errors import Failure, ZooError
+from zoo.errors import Failure, ZooError, unknown
 from zoo.files import write_bytes, write_json
 from zoo.generation import check_room
 from zoo.hub import load, model_hash
@@ -31,6 +31,7 @@ from zoo.types import Row
 
 logger = logging.getLogger("zoo.capfilt")
 NUCLEUS = Decoding(method="nucleus", nucleus=0.9, shortest=1, longest=20)
+TRUSTED = "trusted"  # the split of this name, where a data set has one
 _PART, _STEP = ".parts", 512  # where it is kept how far the work is; pictures of one file there
 
 
@@ -59,7 +60,7 @@ def capfilt(
     captioner: str | Path | None = None,
     filter: str | Path | None = None,
     data_root: str | Path | None = None,
-    trusted: str = "trusted",
+    trusted: str | None = None,
     how: Decoding = NUCLEUS,
     prompt: str = "",
     threshold: float = 0.5,
@@ -81,7 +82,8 @@ def capfilt(
         captioner: A run folder of a model that writes captions; None: nothing is written.
         filter: A run folder of a model that tells whether picture and text match; None: nothing is thrown away.
         data_root: The folder that holds the folders of data sets.
-        trusted: The split of training pairs that nobody doubts; a data set may have none.
+        trusted: The split of pairs to train on that nobody doubts, among the training pairs or beside them. None: the one of this name,
+            ``trusted``, if the data set has it.
         how: The captioner's way of writing.
         prompt: Words that each synthetic text begins with.
         threshold: Texts with a smaller chance of a match are thrown away. It counts in the statistics; the data set has its own.
@@ -95,8 +97,8 @@ def capfilt(
 
     Raises:
         Failure: If a file of an earlier call is damaged.
-        ZooError: If there is nothing to do, the data set has no noisy pairs, a model lacks what it is asked for, or the folder holds
-            texts of other models or settings.
+        ZooError: If there is nothing to do, the data set has no noisy pairs, the trusted ones are there to measure on, a model lacks what
+            it is asked for, or the folder holds texts of other models or settings.
     """
     if captioner is None and filter is None:
         raise ZooError("capfilt needs a captioner, a filter, or both: name their run folders with --captioner and --filter")
@@ -104,8 +106,10 @@ def capfilt(
         raise ZooError(f"batch_size = {batch_size}: write 1 or more")
     of = load_recipe(recipe, *overrides)
     data = load_data(of, data_root)
-    noisy, out = _noisy(data, trusted, of.data), Path(out)
-    assert isinstance(data, Captioned), "asked for above"
+    if not isinstance(data, Captioned):
+        raise ZooError(f"capfilt needs pictures with texts, and {split_spec(of.data)[0]} is none: name a recipe of a data set that is")
+    trusted = TRUSTED if trusted is None and TRUSTED in data.splits else trusted
+    noisy, out = _noisy(data, trusted, of.retrieve.splits), Path(out)
     names = {"captioner": captioner, "filter": filter}
     key = _key(of, data, names, trusted, how, prompt, seed)
     if not fresh and _said(out / ABOUT, key):
@@ -128,12 +132,14 @@ def capfilt(
     return statistics
 
 
-def _key(of: Recipe, data: Captioned, names: Mapping[str, Any], trusted: str, how: Decoding, prompt: str, seed: int) -> dict[str, Any]:
+def _key(
+    of: Recipe, data: Captioned, names: Mapping[str, Any], trusted: str | None, how: Decoding, prompt: str, seed: int
+) -> dict[str, Any]:
     """All that decides the texts and what is said of them, as JSON gives it back."""
     key = {
         "source": of.data,
         "fingerprint": data.fingerprint,
-        "trusted": trusted if trusted in data.splits else None,
+        "trusted": trusted,
         **{role: None if run is None else model_hash(run) for role, run in names.items()},
         "how": vars(how) if names["captioner"] is not None else None,
         "prompt": prompt,
@@ -162,20 +168,23 @@ def _said(file: Path, key: Mapping[str, Any]) -> bool:
     return True
 
 
-def _noisy(data: Any, trusted: str, spec: Any) -> Texts:
+def _noisy(data: Captioned, trusted: str | None, measured: Sequence[str]) -> Texts:
     """What is to be bootstrapped.
 
     Raises:
-        ZooError: If the data set is none of captioned pictures, or all of its pairs are trusted.
+        ZooError: If there is no such split, it is one to measure on, or all training pairs are in it.
     """
-    if not isinstance(data, Captioned):
-        raise ZooError(f"capfilt needs pictures with texts, and {split_spec(spec)[0]} is none: name a recipe of a data set that is")
+    if trusted is not None and trusted not in data.splits:
+        raise ZooError(f"trusted: {unknown('split', trusted, data.splits)}")
+    if trusted in {*measured, *SPLITS[1:]} - {"train"}:
+        raise ZooError(f"trusted: split {trusted!r} is there to measure on, and what is trusted is trained on: name another one, or none")
     train, wrong = data.pairs("train"), data.planted("train")
-    human = data.pairs(trusted) if trusted in data.splits else train[:0]
+    human = data.pairs(trusted) if trusted is not None else train[:0]
     known = {tuple(pair) for pair in human.tolist()}
     web = np.array([tuple(pair) not in known for pair in train.tolist()], dtype=bool)
     if not web.any():
-        raise ZooError(f"all {len(train)} training pairs are in the split {trusted!r}, so none is noisy: write data.learn=all")
+        advice = "write data.learn=all" if trusted == TRUSTED else "name another split"
+        raise ZooError(f"all {len(train)} training pairs are in the split {trusted!r}, so none is noisy: {advice}")
     return Texts(train[web], human, wrong[web], np.unique(train[web][:, 0]))
 
 

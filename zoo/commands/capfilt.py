@@ -20,8 +20,8 @@ def capfilt(
     filter: Annotated[Path | None, typer.Option(metavar="RUN", help="Judges each text; none: nothing is thrown away.")] = None,
     data: DataRoot = None,
     trusted: Annotated[
-        str, typer.Option(metavar="SPLIT", help="Training pairs that nobody doubts, if the data set has such a split.")
-    ] = "trusted",
+        str | None, typer.Option(metavar="SPLIT", help="Pairs to train on that nobody doubts [trusted, where there is such a split].")
+    ] = None,
     method: Annotated[str, typer.Option(help="How the captioner writes: nucleus, beam or greedy.")] = "nucleus",
     nucleus: Annotated[float, typer.Option(min=0.0, max=1.0, help="Share of probability that it draws from.")] = 0.9,
     longest: Annotated[int, typer.Option(min=1, help="Ids of a text at most.")] = 20,

@@ -13,6 +13,7 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 
+from zoo.config import Fraction
 from zoo.data._captioned import Captioned, Pictures, linked
 from zoo.data._tables import Source, reading
 from zoo.errors import Absent, Failure, ZooError
@@ -31,7 +32,7 @@ LAYOUT = f"""A folder of zoo capfilt holds
 @register(
     "data", "capfilt", paper="Li et al., BLIP, 2022, https://arxiv.org/abs/2201.12086", licence="of the data set that it was made from"
 )
-def capfilt(root: Path | None, *, folder: str, arm: Arm | None = None, threshold: float = 0.5) -> Captioned:
+def capfilt(root: Path | None, *, folder: str, arm: Arm | None = None, threshold: Fraction = 0.5) -> Captioned:
     """A data set whose training texts `zoo capfilt` has bootstrapped: noisy ones filtered, synthetic ones added, trusted ones as they were.
 
     The pictures, and every split but ``train``, are those of the data set that it was made from, which has to be there too.
