@@ -275,5 +275,6 @@ def test_recipes_of_the_paper(size, lr):
     assert (recipe.model["size"], recipe.model["vocabulary"]) == (size, "clip")
     assert (optimizer.lr, optimizer.betas, optimizer.eps, optimizer.weight_decay) == (lr, (0.9, 0.98), 1e-6, 0.2)
     assert (optimizer.decay, optimizer.warmup, run.epochs) == ("cosine", *((0, 1) if size == "vit_l_14_336" else (2000, 32)))
+    assert [(group.prefix, group.weight_decay) for group in optimizer.groups] == [("objective", 0)]  # the scale does not shrink
     text = (ROOT / f"recipes/clip/{size}.yaml").read_text(encoding="utf-8")
     assert run.batch_size * int(re.search(r"# x (\d+) processes = 32768 pairs", text)[1]) == 32768
