@@ -473,15 +473,25 @@ class TestTable:
         with pytest.raises(ZooError, match="columns: 'text' is none of image, id, split, group, planted; texts are named by"):
             self.load(place, columns={"text": "title"})
 
-    def test_broken_pictures(self, tmp_path):
+    def test_broken_pictures(self, tmp_path, caplog):
         rows = [dict(row) for row in ROWS]
         rows[1]["image"] = b"none"
         data = self.load(self.table(tmp_path, rows))
         assert data.broken == ["p1"]
+        assert "1 pictures cannot be used and 0 have no text, such as p1 is no picture that can be decoded" in caplog.text
         assert said(data, "train") == {"p0": ["text 0"]}
         assert data.statistics["faults"] == ["p1 is no picture that can be decoded (of no known format)"]
         with pytest.raises(ZooError, match="not one of 1 pictures can be used: p1 is no picture"):
             self.load(self.table(tmp_path, rows[1:2]))
+
+    def test_pictures_without_a_text(self, tmp_path, caplog):
+        self.load(self.table(tmp_path, ROWS))
+        assert not caplog.text
+        rows = [dict(row) for row in ROWS]
+        rows[1]["text"] = [" "]
+        data = self.load(self.table(tmp_path, rows))
+        assert (data.broken, data.statistics["pictures_without_a_text"]) == ([], 1)
+        assert "0 pictures cannot be used and 1 have no text\n" in caplog.text
 
     def test_a_picture_that_changed_changes_the_fingerprint(self, tmp_path):
         place = self.table(tmp_path, self.paths(tmp_path))

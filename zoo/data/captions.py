@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -21,6 +22,7 @@ from zoo.data._tables import literal, quoted, reading
 from zoo.errors import ZooError, unknown
 from zoo.registry import register
 
+logger = logging.getLogger("zoo.data")
 SHARES = {"": (0.9, 0.05, 0.05)}
 KNOWN = ("image", "id", "split", "group", "planted")
 LAYOUT = """a data set of captions is a folder with
@@ -71,6 +73,10 @@ def captions(
     if not len(rows):
         why = f": {faults[0]}" if faults else ", for none has a text"
         raise ZooError(f"{place}: not one of {len(names)} pictures can be used{why}\n{LAYOUT}")
+    speechless = len(names) - len(np.unique(of[rows])) - len(faults)
+    if faults or speechless:
+        some = f", such as {faults[0]}" if faults else ""
+        logger.warning("%s: %d pictures cannot be used and %d have no text%s", place, len(faults), speechless, some)
     where = {str(name): split[of[rows]] == name for name in sorted({*split[of[rows]].tolist()})}
     pairs, planted = np.stack([of[rows], number], 1), _flags(table)[rows]
     return Captioned(
@@ -85,6 +91,7 @@ def captions(
             "files": len(files),
             "rows": len(table),
             "splits": "of the table" if "split" in table.column_names else f"drawn by seed {seed}",
+            "pictures_without_a_text": speechless,
             "faults": faults[:10],
         },
         fingerprint=_fingerprint(files, looks, {"texts": texts, "columns": given, "seed": seed}),
