@@ -265,6 +265,16 @@ class TestEmbedAndSearch:
         assert [line.split()[1] for line in out.splitlines()] == [NAMES[i] for i in best]
         assert [float(line.split()[0]) for line in out.splitlines()] == pytest.approx(cosines[best].tolist(), abs=1e-4)
 
+    def test_what_is_broken_is_left_out_where_that_is_asked(self, place, zoo, tmp_path):
+        shutil.copytree(place / "pictures", tmp_path / "mixed")
+        (tmp_path / "mixed/bad.png").write_text("no picture")
+        embed = ("embed", "blip", tmp_path / "mixed", "--out", tmp_path / "v.parquet")
+        code, _, err = zoo(*embed)
+        assert (code, "bad.png is no picture that can be decoded" in err, "or write --skip-broken" in err) == (2, True, True)
+        assert not (tmp_path / "v.parquet").exists()
+        assert zoo(*embed, "--skip-broken")[:2] == (0, f"6 vectors in {tmp_path / 'v.parquet'}\n")
+        assert tuple(read_vectors(tmp_path / "v.parquet").ids) == NAMES
+
     def test_pictures_find_texts(self, place, vectors):
         model = library.load(place / "blip")
         cosines = model.encode([{"text": t} for t in TEXTS]) @ model.encode(rows_of(place)[1])
@@ -301,13 +311,18 @@ class TestEmbedAndSearch:
             "and the query is image: a picture is read with a text, so write --text", *search, "--image", "pictures/red.PNG", "--rerank", 10
         )
         refused("and the query is one of the file's own", *search, "--note", "red.PNG", "--rerank", 10)
-        refused("this model sees nothing of row 0: give it at least one of image, text", *search, "--title", "red")
-        refused("a row has a picture and a text, and each has a vector of its own", *search, "--text", "red", "--image", "pictures/red.PNG")
+        refused("is asked with --text or --image, one of the two, and not with --title", *search, "--title", "red")
+        refused("and not with --image, --text", *search, "--text", "red", "--image", "pictures/red.PNG")
+        refused("and not with --topic, --text", *search, "--text", "red", "--topic", "colours")
         refused(
-            "clip.csv is neither a folder of pictures nor a .txt with a text in each line",
+            "no file or folder nowhere: name a folder of pictures, or a .txt", "embed", "blip", "nowhere", "--out", tmp_path / "v.parquet"
+        )
+        refused("--skip-broken is for a folder of pictures", "embed", "blip", "texts.txt", "--skip-broken", "--out", tmp_path / "v.parquet")
+        refused(
+            "pictures/red.PNG is neither a folder of pictures nor a .txt with a text in each line",
             "embed",
             "blip",
-            "clip.csv",
+            "pictures/red.PNG",
             "--out",
             tmp_path / "v.parquet",
         )

@@ -31,7 +31,13 @@ logger = logging.getLogger("zoo.embed")
 
 
 def embed_notes(
-    run: str | Path, out: str | Path, *, notes: str | Path | None = None, data_root: str | Path | None = None, batch_size: int = 256
+    run: str | Path,
+    out: str | Path,
+    *,
+    notes: str | Path | None = None,
+    data_root: str | Path | None = None,
+    batch_size: int = 256,
+    skip_broken: bool = False,
 ) -> int:
     """Write ``note_id`` and ``vector`` of every note to a parquet file that is whole or not there, and says which model made it.
 
@@ -45,6 +51,7 @@ def embed_notes(
             the data of the run's recipe, of captioned ones the pictures.
         data_root: The folder that holds the folders of data sets.
         batch_size: Notes at a time.
+        skip_broken: Leave out, with a warning, pictures of a folder that cannot be decoded.
 
     Returns:
         How many vectors were written. A note in which the model sees nothing has the zero vector.
@@ -57,8 +64,11 @@ def embed_notes(
     check_target(Path(out), "--out")
     made_by = model_hash(run)
     model = load(run)
+    if skip_broken and not (reads_captions(model) and notes is not None and Path(notes).is_dir()):
+        raise ZooError("--skip-broken is for a folder of pictures, which only a model of pictures and texts takes: leave it out")
     if reads_captions(model):
-        return _embed_captioned(model, Path(run), Path(out), None if notes is None else Path(notes), data_root, batch_size, made_by)
+        place = None if notes is None else Path(notes)
+        return _embed_captioned(model, Path(run), Path(out), place, data_root, batch_size, made_by, skip_broken=skip_broken)
     recipe = load_recipe(Path(run) / "recipe.yaml")
     rows: Sequence[Row]
     ids: Sequence[Any]
@@ -77,7 +87,15 @@ def embed_notes(
 
 
 def _embed_captioned(
-    model: Any, run: Path, out: Path, place: Path | None, data_root: str | Path | None, batch_size: int, made_by: str
+    model: Any,
+    run: Path,
+    out: Path,
+    place: Path | None,
+    data_root: str | Path | None,
+    batch_size: int,
+    made_by: str,
+    *,
+    skip_broken: bool,
 ) -> int:
     """`embed_notes` of a model of pictures and texts."""
     rows: Sequence[Row]
@@ -88,8 +106,10 @@ def _embed_captioned(
         assert isinstance(data, CaptionedData), "this model was trained on nothing else"
         rows, ids = data.pictures, data.picture_ids
     elif place.is_dir():
-        files = find_pictures([place])
+        files = find_pictures([place], skip_broken=skip_broken)
         rows, ids, about["folder"] = PictureFiles(files), [file.relative_to(place).as_posix() for file in files], str(place.resolve())
+    elif not place.exists():
+        raise ZooError(f"no file or folder {place}: name a folder of pictures, or a .txt with a text in each line")
     elif place.suffix == ".txt":
         ids = read_lines(place, "texts")
         rows, about["of"] = [{"text": text} for text in ids], "text"
@@ -146,6 +166,8 @@ def search_notes(
     _tell_nameless(run, made)  # only now: a file without any vectors does not say it either, and is an error
     own = None if note is None else _place(note, index.ids, path)
     model = load(run) if own is None or rerank is not None else None
+    if own is None:
+        _check_query(model, query)
     x = model.encode([query]) if own is None else index.vectors[[own]]  # type: ignore[union-attr]
     if x.shape[1] != index.vectors.shape[1]:
         raise ZooError(f"{path} holds vectors of width {index.vectors.shape[1]}, {run} makes {x.shape[1]}: they belong to different runs")
@@ -186,6 +208,15 @@ def _read_together(model: Any, path: Path, query: Mapping[str, Any], hits: list[
 def reads_captions(model: Any) -> bool:
     """Whether a model is one of pictures and texts."""
     return {*model.processor.keys()} == {"image", "text"}
+
+
+def _check_query(model: Any, query: Mapping[str, Any]) -> None:
+    """Whether the model reads all that is asked with: what it does not read would be left out of the answer."""
+    asked = ", ".join(f"--{key}" for key in query)
+    if reads_captions(model) and set(query) not in ({"text"}, {"image"}):
+        raise ZooError(f"a model of pictures and texts is asked with --text or --image, one of the two, and not with {asked}")
+    if not reads_captions(model) and "text" in query:
+        raise ZooError(f"a model of items is asked with --title, --topic, --content and --image, and not with {asked}")
 
 
 def _check_model(run: str | Path, path: Path, made: Mapping[Path, str | None]) -> None:

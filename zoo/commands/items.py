@@ -67,6 +67,7 @@ def embed(
     workers: Annotated[int, typer.Option(min=1, help="Processes, of shards.")] = 1,
     ray: Annotated[str | None, typer.Option(metavar="ADDRESS", help="Of a Ray cluster, of shards; local: one of this machine.")] = None,
     index: Annotated[Path | None, typer.Option(help="Where the index of shards lies, if not beside them.")] = None,
+    skip_broken: Annotated[bool, typer.Option("--skip-broken", help="Leave out pictures of a folder that cannot be decoded.")] = False,
 ) -> None:
     """Vectors of all notes, as a parquet file with note_id and vector; of shards, a file for each, and only for those without one.
 
@@ -80,8 +81,11 @@ def embed(
             raise ZooError("--workers, --ray and --index are for shards: name them with --shards 'items-*.tar'")
         out = out or Path("embeddings.parquet")
         with where_the_data_is(f"zoo embed {folder}", data):
-            written = embed_notes(folder, out, notes=notes, data_root=root_of(data), batch_size=batch_size)
+            where_from: dict[str, Any] = {"notes": notes, "data_root": root_of(data), "skip_broken": skip_broken}
+            written = embed_notes(folder, out, **where_from, batch_size=batch_size)
     else:
+        if skip_broken:
+            raise ZooError("--skip-broken is for a folder of pictures: of shards, broken ones count as missing")
         out = out or Path("embeddings")
         runner = None
         if ray is not None:
