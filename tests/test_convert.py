@@ -1,6 +1,7 @@
 """Weights of other programs against those programs: names, sizes, positions, what is dropped, and what is wrong with a file."""
 
 import json
+import sys
 from pathlib import Path
 
 import open_clip
@@ -497,6 +498,19 @@ def test_a_clip_that_is_not_whole(tmp_path, program):
     state[known if known in state else "visual.proj"][0, 0] = float("nan")
     torch.save(state, tmp_path / "nan.pt")
     refused(tmp_path / "nan.pt", "holds numbers that are not finite", "vocabulary=small")
+
+
+def test_it_is_whole_or_not_there(tmp_path, albef_file, monkeypatch):
+    def stopped(*given):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sys.modules["zoo.convert"], "write_json", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            convert(albef_file[0], tmp_path / "deep/ours", "vocabulary=small")
+    assert list((tmp_path / "deep").iterdir()) == []
+    convert(albef_file[0], tmp_path / "deep/ours", "vocabulary=small")
+    assert [p.name for p in (tmp_path / "deep").iterdir()] == ["ours"]
 
 
 def test_a_folder_of_the_zoo_is_none_of_another_program(tmp_path, albef_file):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -102,8 +104,7 @@ def convert(
     model.trained = True
     left = {key: float(x) for key in mapped.dropped if (x := foreign.state[key]).numel() == 1 and x.is_floating_point()}
     done = Converted(out, name, program, settings, dict(sorted(mapped.dropped.items())), mapped.absent, resized)
-    save(model, out)
-    write_json(out / CONVERTED, {**done._asdict(), "folder": None, "source": str(foreign.path), "left": left})
+    _written(model, out, {**done._asdict(), "folder": None, "source": str(foreign.path), "left": left})
     return done
 
 
@@ -209,6 +210,19 @@ def _sized(settings: Mapping[str, Any], image_size: int, state: Mapping[str, Ten
     if isinstance(settings.get("vision"), Mapping):
         return {"vision": {**settings["vision"], "image_size": image_size}}
     return {"image_size": image_size}
+
+
+def _written(model: Any, out: Path, about: Mapping[str, Any]) -> None:
+    """Write the folder, which is whole or not there."""
+    beside = out.with_name(f".{out.name}.{os.getpid()}.part")
+    try:
+        save(model, beside)
+        write_json(beside / CONVERTED, dict(about))
+        if out.is_dir():  # empty, as `convert` has made sure
+            out.rmdir()
+        beside.rename(out)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
 
 
 def _overridden(overrides: tuple[str, ...]) -> dict[str, Any]:
