@@ -4,6 +4,7 @@ import io
 import json
 import shutil
 import sys
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -15,6 +16,7 @@ from PIL import Image
 import zoo
 from zoo import capfilt as module_of_the_name
 from zoo import cli
+from zoo.compare import compare
 from zoo.data.capfilt import ABOUT, TEXTS, kept
 from zoo.errors import Absent, Failure, ZooError
 from zoo.registry import make
@@ -366,7 +368,15 @@ def test_nothing_left(root, written):
         read(root, "strict", threshold=1.0)
 
 
-def test_stages_chain_over_captioned_data(root, written, tmp_path):
+def compared(recipe, data_root):
+    compare([recipe], seeds=1, data_root=data_root, out=Path(recipe["out"]).with_name("study"))
+    (folder,) = Path(recipe["out"]).with_name("study").glob("*/seed_0")
+    assert json.loads((folder / "result.json").read_text())["state"] == "done"
+    return folder.rename(recipe["out"])
+
+
+@pytest.mark.parametrize("go", [zoo.train, zoo.run, compared])
+def test_stages_chain_over_captioned_data(root, written, tmp_path, go):
     """A captioner learns from the clean pairs; what it has learned begins the model of the bootstrapped ones."""
     small = {"name": "blip", "layers": 1, "dim": 8, "vision": {"name": "tiny_image", "dim": 32, "layers": 1, "image_size": 16}}
     run = {"steps": 2, "batch_size": 8, "device": "cpu"}
@@ -387,9 +397,11 @@ def test_stages_chain_over_captioned_data(root, written, tmp_path):
         "optimizer": {"lr": 0.0, "weight_decay": 0.0},  # what the stage gave stays as it was
         "run": run,
         "init_from": [{"recipe": str(tmp_path / "captioner.yaml"), "parts": parts, "share": [], "cache": str(tmp_path / "stages")}],
+        "retrieve": {"k": [1], "main": {"k": 1}, "bootstrap": 0, "examples": 0},
+        "seed": 0,
         "out": str(tmp_path / "trained"),
     }
-    zoo.train(recipe, data_root=root)
+    go(recipe, data_root=root)
     (stage,) = [folder for folder in (tmp_path / "stages").iterdir() if folder.is_dir()]
     given, began = zoo.load(stage).state_dict(), zoo.build(**small).state_dict()
     for name, x in zoo.load(tmp_path / "trained").state_dict().items():

@@ -186,12 +186,12 @@ def run(recipe: Any, *overrides: str, data_root: str | Path | None = None, fresh
     seen = {baseline: data if own.data == recipe.data else load_data(own, data_root) for baseline, own in trained.items()}
     for baseline, own in trained.items():
         _check_arm(baseline, recipe, data, own, seen[baseline])
-    arms = {name: train_and_measure(recipe, data, fresh=fresh)}
+    arms = {name: train_and_measure(recipe, data, data_root=data_root, fresh=fresh)}
     for baseline, says in recipe.baselines.items():
         if isinstance(says, str):
             arms[baseline] = measure_classic(says, data, recipe)
         else:
-            arms[baseline] = train_and_measure(trained[baseline], seen[baseline], fresh=fresh)
+            arms[baseline] = train_and_measure(trained[baseline], seen[baseline], data_root=data_root, fresh=fresh)
     return _written(recipe, name, data, arms)
 
 
@@ -209,14 +209,20 @@ def _check_arm(name: str, recipe: Recipe, data: Data, own: Recipe, seen: Data) -
         )
 
 
-def train_and_measure(recipe: Recipe, data: Data, *, fresh: bool = False) -> Arm:
+def train_and_measure(recipe: Recipe, data: Data, *, data_root: str | Path | None = None, fresh: bool = False) -> Arm:
     """Train an arm, from its last checkpoint on if there is one, and measure it on the modalities that its own data shows.
+
+    Args:
+        recipe: Of the arm.
+        data: Its data set.
+        data_root: The folder that holds the folders of data sets, for a stage in ``init_from`` on another one.
+        fresh: Throw away what the run folder holds of an earlier run.
 
     Raises:
         Failure: If a loss is not finite or a checkpoint is damaged.
         ZooError: On a fault of the recipe or the data.
     """
-    model = train(recipe, loaded=data, fresh=fresh)
+    model = train(recipe, loaded=data, data_root=data_root, fresh=fresh)
     found = ask(model, data, recipe)
     parameters = sum(p.numel() for p in model.parameters() if p.requires_grad) + (count(recipe.out) if recipe.adapters else 0)
     parameters = 0 if recipe.run.steps == 0 else parameters

@@ -126,11 +126,17 @@ def _identity(trial: Trial, fingerprint: str | None) -> dict[str, Any]:
     return {"recipe": decides, "data": fingerprint}
 
 
-def perform(trial: Trial, data: Data, *, fresh: bool = False) -> None:
+def perform(trial: Trial, data: Data, *, data_root: Path | None = None, fresh: bool = False) -> None:
     """Train and measure one trial, from its last checkpoint on, and write down in its folder what came of it.
 
     ``result.json`` says ``begun`` until all else is written; ``hits.safetensors`` holds the recall of every query. A trial that
     diverges, or whose recipe proves to be at fault, is written down as failed, and nothing is raised.
+
+    Args:
+        trial: What to do.
+        data: Its data set.
+        data_root: The folder that holds the folders of data sets, for a stage in ``init_from`` on another one.
+        fresh: Do it again.
 
     Raises:
         Terminated: If the training was asked to stop.
@@ -140,7 +146,7 @@ def perform(trial: Trial, data: Data, *, fresh: bool = False) -> None:
         if trial.classic:
             done = measure_classic(trial.classic, data, trial.recipe)
         else:
-            done = train_and_measure(trial.recipe, data, fresh=fresh)
+            done = train_and_measure(trial.recipe, data, data_root=data_root, fresh=fresh)
     except Terminated:
         raise
     except ZooError as e:
@@ -219,7 +225,7 @@ def perform_all(
     Args:
         found: The study.
         loaded: Its data, by `load_all`.
-        data_root: For processes of their own, which load their data themselves.
+        data_root: For processes of their own, which load their data themselves, and for stages on other data.
         jobs: Trials at a time. Above 1 each has a process of its own and one thread; a script that calls this then guards its own
             top level by ``if __name__ == "__main__":``, as multiprocessing wants it.
         fresh: Do everything again.
@@ -238,7 +244,7 @@ def perform_all(
     if jobs == 1:
         for trial in waiting:
             clock.begins(trial)
-            perform(trial, loaded[_key(trial)], fresh=fresh)
+            perform(trial, loaded[_key(trial)], data_root=data_root, fresh=fresh)
             clock.ends(trial)
         return
     _in_processes(waiting, loaded, clock, data_root, jobs, fresh)
@@ -296,7 +302,7 @@ def _alone(trial: Trial, data_root: Path | None, fresh: bool) -> None:
     torch.set_num_threads(1)
     one = trial._replace(recipe=replace(trial.recipe, run=replace(trial.recipe.run, threads=1)))
     try:
-        perform(one, load_data(one.recipe, data_root), fresh=fresh)
+        perform(one, load_data(one.recipe, data_root), data_root=data_root, fresh=fresh)
     except Terminated as e:
         sys.exit(e.code)
     except KeyboardInterrupt:
