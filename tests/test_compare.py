@@ -5,7 +5,9 @@ import logging
 import re
 import shutil
 import sys
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -106,6 +108,33 @@ class TestTrials:
             (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(TINY))
         found = trials([tmp_path / "one.yaml", str(tmp_path / "two.yaml")], out=tmp_path, seeds=1)
         assert names(found) == ["one, seed 0", "two, seed 0"]
+
+    def test_files_of_one_name_are_called_by_their_folders_too(self, tmp_path):
+        for name in ("one/emoji", "two/emoji"):
+            (tmp_path / name).parent.mkdir()
+            (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(TINY))
+        found = trials([tmp_path / "one/emoji.yaml", str(tmp_path / "two/emoji.yaml"), TINY], out=tmp_path / "out", seeds=1)
+        assert names(found) == ["one/emoji, seed 0", "two/emoji, seed 0", "tiny, seed 0"]
+        assert [t.recipe.out.parent.name for t in found] == ["one_emoji", "two_emoji", "tiny"]
+
+    def test_the_study_of_pictures_and_texts_can_be_planned(self, tmp_path, monkeypatch):
+        spec = spec_from_file_location("study_of_pictures", Path(__file__).parents[1] / "studies/image_text/study.py")
+        study = module_from_spec(spec)
+        spec.loader.exec_module(study)
+        planned = {}
+
+        def planning(recipes, *overrides, seeds, jobs, data_root, out, against=None, **more):
+            found = trials(recipes, *overrides, out=tmp_path / out, seeds=seeds, **more)
+            assert against is None or against in {t.cell for t in found}
+            planned[out.name] = names(found)
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(study, "compare", planning)
+        for part in (study.table, study.momentum):
+            with pytest.raises(KeyboardInterrupt):
+                part(SimpleNamespace(steps=2, seeds=1, jobs=1, data=tmp_path))
+        assert planned["table"] == [f"{name}, seed 0" for name in study.TABLE]
+        assert len(planned["momentum"]) >= 6
 
     def test_a_grid_is_read_as_yaml(self):
         assert read_grid(["a.b=1,1e-4,true", "c=early,[micl, gated_late]"]) == {

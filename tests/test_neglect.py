@@ -236,6 +236,28 @@ class TestStages:
                 assert torch.equal(tensor, state[name]), name
         assert not torch.equal(model.project.weight, state["project.weight"])
 
+    def test_of_a_folder_gives_what_lies_there(self, stage, tmp_path):
+        go, cache = stage
+        go()
+        (folder,) = kept(cache)
+        folder = folder.rename(tmp_path / "words")
+        model = go("optimizer.lr=0", "optimizer.weight_decay=0", recipe=None, folder=str(folder))
+        assert not kept(cache)  # nothing was trained for it
+        state = load_file(folder / "model.safetensors")
+        assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items() if name.startswith("backbone."))
+
+    @pytest.mark.parametrize(
+        ("changes", "said"),
+        [
+            ({"recipe": None, "folder": "nowhere"}, "init_from: .*nowhere"),
+            ({"recipe": None}, "write one of the two"),
+            ({"folder": "nowhere"}, "write one of the two"),
+        ],
+    )
+    def test_of_no_folder_or_of_two_things_is_refused(self, stage, changes, said):
+        with pytest.raises(ZooError, match=said):
+            stage[0](**changes)
+
     @pytest.mark.parametrize("change", ["data.seed=3", "model.backbone.layers=1"])
     def test_follows_what_it_shares_into_an_entry_of_its_own(self, stage, change):
         go, cache = stage

@@ -20,7 +20,7 @@ from torch import nn
 
 from zoo.errors import ZooError, unknown
 from zoo.files import alone, write_json
-from zoo.hub import ABOUT, WEIGHTS
+from zoo.hub import ABOUT, WEIGHTS, model_hash
 from zoo.positions import PLACES, resampled
 from zoo.recipe import Recipe, load_recipe, values
 from zoo.registry import make
@@ -55,6 +55,9 @@ def prepare(
     """
     folders = []
     for stage in recipe.init_from:
+        if stage.recipe is None:
+            folders.append(_given(stage))
+            continue
         if stage.recipe in before:
             raise ZooError(f"init_from: stages in a circle: {' <- '.join([*before, stage.recipe])}: let one of them start from nothing")
         own = _recipe_of(stage, recipe)
@@ -82,7 +85,7 @@ def take_parts(model: nn.Module, stages: Sequence[Stage], folders: Sequence[Path
         for part in stage.parts:
             if part not in modules:
                 choices = [name for name in modules if name and "." not in name]
-                raise ZooError(f"init_from: {stage.recipe}: {unknown('part of this model', part, choices)}")
+                raise ZooError(f"init_from: {stage.source}: {unknown('part of this model', part, choices)}")
             given = {name.removeprefix(f"{part}."): tensor for name, tensor in state.items() if name.startswith(f"{part}.")}
             for name, own in modules[part].state_dict().items():
                 if f"{part}.{name}" in PLACES and name in given and given[name].shape != own.shape:
@@ -92,9 +95,19 @@ def take_parts(model: nn.Module, stages: Sequence[Stage], folders: Sequence[Path
             except RuntimeError as e:  # names or shapes that differ
                 shared = ", ".join(stage.share) or "nothing"
                 raise ZooError(
-                    f"init_from: {stage.recipe}: its {part!r} does not fit this model's ({str(e).strip().splitlines()[-1].strip()}): "
+                    f"init_from: {stage.source}: its {part!r} does not fit this model's ({str(e).strip().splitlines()[-1].strip()}): "
                     f"write the same settings in both recipes, or name them in share (now {shared})"
                 ) from e
+
+
+def _given(stage: Stage) -> Path:
+    """The folder of a stage that names one, which is there and whole."""
+    folder = Path(stage.source)
+    try:
+        model_hash(folder)
+    except ZooError as e:
+        raise ZooError(f"init_from: {e}") from e
+    return folder
 
 
 def _recipe_of(stage: Stage, recipe: Recipe) -> Recipe:
@@ -103,14 +116,17 @@ def _recipe_of(stage: Stage, recipe: Recipe) -> Recipe:
     try:
         shared = {key: reduce(lambda at, name: at[name], key.split("."), tree) for key in stage.share}
     except (KeyError, TypeError) as e:
-        raise ZooError(f"init_from: {stage.recipe}: share names {stage.share}, and this recipe does not have all of it: missing {e}") from e
-    return load_recipe(stage.recipe, *(f"{key}={json.dumps(value)}" for key, value in shared.items()))
+        raise ZooError(f"init_from: {stage.source}: share names {stage.share}, and this recipe does not have all of it: missing {e}") from e
+    return load_recipe(stage.source, *(f"{key}={json.dumps(value)}" for key, value in shared.items()))
 
 
 def _key(recipe: Recipe, data: Data, inner: Sequence[Path], identify: Identify) -> str:
     """Of everything that decides a stage's weights: settings, data, the stages before it, and code."""
     tree = {k: v for k, v in identify(recipe).items() if k != "init_from"}
-    stages = [{"parts": stage.parts, "from": folder.name} for stage, folder in zip(recipe.init_from, inner, strict=True)]
+    stages = [
+        {"parts": stage.parts, "from": folder.name if stage.recipe is not None else model_hash(folder)}
+        for stage, folder in zip(recipe.init_from, inner, strict=True)
+    ]
     code = {"stages": CODE, "zoo": version("multimodal-zoo"), "torch": torch.__version__}
     decides = {"recipe": tree, "data": data.fingerprint, "stages": stages, "code": code}
     return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()

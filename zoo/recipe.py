@@ -200,6 +200,10 @@ def _contradictions(fields: Mapping[str, Any]) -> list[Fault]:
     run, evaluate = fields.get("run", Run()), fields.get("evaluate", Evaluate())
     if isinstance(run, Run) and run.steps is None and run.epochs is None:
         faults.append(Fault(("run",), "neither 'steps' nor 'epochs': write one of them"))
+    for i, stage in enumerate(fields.get("init_from", ())):
+        if isinstance(stage, Stage) and (stage.recipe is None) == (stage.folder is None):
+            says = "a stage is a recipe, which is trained, or the folder of a model that is there: write one of the two"
+            faults.append(Fault(("init_from", i), says))
     out = fields.get("out", Recipe.out)
     if isinstance(out, Path) and (file := next((place for place in (out, *out.parents) if os.path.isfile(place)), None)) is not None:
         faults.append(Fault(("out",), f"{file} is a file; write a folder"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import product
@@ -40,7 +41,8 @@ def trials(
     """Every training of a study, checked as far as recipes can be without making anything.
 
     Args:
-        recipes: Files, names of shipped recipes, mappings or `Recipe`; each is a cell.
+        recipes: Files, names of shipped recipes, mappings or `Recipe`; each is a cell, called by the stem of the file, and by its folder
+            too where others have the same stem.
         *overrides: ``"run.steps=100"``, of every recipe.
         out: The folder of the study; a trial stands in ``out/<cell>/seed_<n>``.
         seeds: How many; 0, 1, 2, ... take the place of a recipe's own seed.
@@ -52,13 +54,16 @@ def trials(
     """
     faults = _refused(overrides, seeds, grid or {})
     given: dict[str, Recipe] = {}
+    stems = Counter(Path(recipe).stem for recipe in recipes if isinstance(recipe, str | Path))
     for recipe in recipes:
         try:
             loaded = load_recipe(recipe, *overrides)
         except ZooError as e:
             faults.append(str(e))
             continue
-        name = Path(recipe).stem if isinstance(recipe, str | Path) else loaded.out.name
+        name = loaded.out.name
+        if isinstance(recipe, str | Path):  # clip/emoji_en, where albef/emoji_en is there too
+            name = Path(recipe).stem if stems[Path(recipe).stem] == 1 else "/".join((*Path(recipe).parts[-2:-1], Path(recipe).stem))
         if name in given:
             faults.append(f"two recipes of this study are called {name!r}: give one of the files another name")
         given[name] = loaded
