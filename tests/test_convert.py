@@ -9,17 +9,22 @@ import pytest
 import torch
 from open_clip.coca_model import CoCa, MultimodalCfg
 from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from timm.layers import resample_abs_pos_embed
 from torch.nn.functional import normalize
 from transformers import BlipConfig, BlipForConditionalGeneration, BlipForImageTextRetrieval, CLIPConfig, CLIPModel
 
 import zoo
+from zoo.abilities import Matching
+from zoo.captions import caption, check_able
 from zoo.convert import CONVERTED, convert, resampled
 from zoo.errors import Failure, ZooError
 from zoo.foreign import read_foreign
 from zoo.models import _bert_keys, clip, coca
 from zoo.models._towers import Pictures, Texts
+from zoo.reranking import Library
+from zoo.sections import Decoding
 from zoo.types import Batch, ModalityInputs
 from zoo.vocabulary import make_vocabulary
 
@@ -584,3 +589,22 @@ def test_a_temperature_of_ones_own(tmp_path):
     for given, wanted in ((None, 2.6592600), (1.5, 1.5)):
         convert(tmp_path / "ours", tmp_path / f"theirs {given}", to="hf_clip", logit_scale=given)
         assert load_file(tmp_path / f"theirs {given}/model.safetensors")["logit_scale"].item() == pytest.approx(wanted)
+
+
+def test_what_a_file_had_nothing_for_is_not_asked(tmp_path):
+    picture, how = {"image": Image.new("RGB", (32, 32))}, Decoding(method="greedy")
+    for name, kind in (("reads", BlipForImageTextRetrieval), ("writes", BlipForConditionalGeneration)):
+        heated(kind(blip_config())).save_pretrained(tmp_path / "theirs" / name)
+        convert(tmp_path / "theirs" / name, tmp_path / name, "vocabulary=small")
+        zoo.save(zoo.load(tmp_path / name), tmp_path / f"{name} again")  # what was drawn goes along
+    for end in ("", " again"):
+        reads, writes = zoo.load(tmp_path / f"reads{end}"), zoo.load(tmp_path / f"writes{end}")
+        assert len(caption(writes, [picture], how)) == len(reads.encode([picture])) == len(Library(reads, ["a dog"])) == 1
+        with pytest.raises(ZooError, match=r"captions of this model would mean nothing: .* had nothing for head\.bias, head\.dense\.bias"):
+            caption(reads, [picture], how)
+        with pytest.raises(ZooError, match=r"vectors of this model would mean nothing: .* image_projection\.bias"):
+            writes.encode([picture])
+        with pytest.raises(ZooError, match=r"matches of this model would mean nothing"):
+            Library(writes, ["a dog"])
+        with pytest.raises(ZooError, match=r"matches of this model would mean nothing"):
+            check_able(writes, Matching, "the filter")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
+from zoo.errors import ZooError
 from zoo.types import ModalityInputs, ModelOutput, Tokens
 
 if TYPE_CHECKING:
@@ -61,3 +63,29 @@ class Asking(Protocol):
 
         A model that also writes captions goes on from them in `next_words` and `caption` as it does from a picture.
         """
+
+
+@runtime_checkable
+class Converted(Protocol):
+    """A model whose weights may be from a file of another program."""
+
+    drawn: Sequence[str]  # names of weights for which the file had nothing
+
+
+def check_learned(model: Any, what: str, parts: str) -> None:
+    """Whether all that a model does something with was learned, where its weights are from a file of another program.
+
+    Args:
+        model: Any.
+        what: It does, for the message.
+        parts: A regular expression that the names of the weights begin with.
+
+    Raises:
+        ZooError: If the file had nothing for some of them.
+    """
+    if isinstance(model, Converted) and (drawn := [name for name in model.drawn if re.match(parts, name)]):
+        more = f" and {len(drawn) - 3} more" if len(drawn) > 3 else ""
+        raise ZooError(
+            f"{what} of this model would mean nothing: the file that it was converted from had nothing for {', '.join(drawn[:3])}{more}, "
+            "which are as in a model that was never trained: convert a file that has them, or train the model"
+        )

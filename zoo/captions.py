@@ -7,13 +7,15 @@ from typing import Any
 
 import torch
 
-from zoo.abilities import Captioning, Matching
+from zoo.abilities import Captioning, Matching, check_learned
 from zoo.collate import processed, stack
 from zoo.errors import ZooError
 from zoo.generation import check_room, write
 from zoo.models._encode import progress, to_device
 from zoo.sections import Decoding, Retrieve
 from zoo.types import Batch, CaptionedData, Row, Tokens
+
+_NEEDS = {Captioning: ("captions", r"head\.|.*\.decode\."), Matching: ("matches", r"matches\.|.*\.encode\.")}  # names of weights
 
 
 def check_able(model: Any, ability: Any, name: str) -> None:
@@ -25,9 +27,10 @@ def check_able(model: Any, ability: Any, name: str) -> None:
         name: Of the model, for the message.
 
     Raises:
-        ZooError: If not.
+        ZooError: If not, or if its weights were converted without those that it needs for it.
     """
     if isinstance(model, ability):
+        check_learned(model, *_NEEDS[ability])
         return
     does = {Captioning: "writes captions: take a BLIP or a CoCa", Matching: "tells whether picture and text match: take an ALBEF or a BLIP"}
     raise ZooError(f"{name} is a {type(model).__name__}, which is no model that {does[ability]}")

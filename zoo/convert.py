@@ -101,7 +101,7 @@ def convert(
         torch.manual_seed(0)  # what the file has nothing for is the same every time
         model = build(name, **settings)
     resized = _fit(model, mapped, foreign.path)
-    model.trained = True
+    model.trained, model.drawn = True, mapped.absent
     left = {key: float(x) for key in mapped.dropped if (x := foreign.state[key]).numel() == 1 and x.is_floating_point()}
     done = Converted(out, name, program, settings, dict(sorted(mapped.dropped.items())), mapped.absent, resized)
     _written(model, out, {**done._asdict(), "folder": None, "source": str(foreign.path), "left": left})

@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from zoo.abilities import Converted
 from zoo.card import LIBRARY, card
 from zoo.checkpoint import unshared
 from zoo.config import split_spec
@@ -61,7 +62,8 @@ def save(model: Any, folder: str | Path, state: Mapping[str, Tensor] | None = No
         sync(beside)
         (folder / ABOUT).unlink(missing_ok=True)  # until the new one is there, the folder is no model
         beside.replace(folder / WEIGHTS)
-        write_json(folder / ABOUT, {"spec": spec, "trained": model.trained, "preprocessing": model.processor.config()})
+        drawn = {"drawn": list(model.drawn)} if isinstance(model, Converted) and model.drawn else {}
+        write_json(folder / ABOUT, {"spec": spec, "trained": model.trained, "preprocessing": model.processor.config(), **drawn})
     except (OSError, SafetensorError) as e:  # each library has its own way of saying that the disk is full
         raise Failure(f"model {folder} could not be written ({e}); {room(folder)}: make room, and do the same again") from e
     finally:
@@ -86,6 +88,8 @@ def load(folder: str | Path, device: str | torch.device = "cpu") -> Any:
         raise ZooError(f"{folder / WEIGHTS} does not fit the model that {ABOUT} describes: {e}") from e
     _same_preprocessing(folder, about["preprocessing"], json.loads(json.dumps(model.processor.config())))
     model.trained = about["trained"]
+    if isinstance(model, Converted):
+        model.drawn = about.get("drawn", [])
     return model.to(device).eval()
 
 

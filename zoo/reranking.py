@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from zoo.abilities import Matching
+from zoo.abilities import Matching, check_learned
 from zoo.collate import processed, stack
 from zoo.errors import Failure, ZooError
 from zoo.generation import rows
@@ -123,6 +123,7 @@ def _logits(model: Any, pictures: Sequence[Row], library: Library, pairs: np.nda
 def _check_able(model: Any) -> None:
     if not isinstance(model, Matching):
         raise ZooError(f"a {type(model).__name__} does not read pictures and texts together: take an ALBEF or a BLIP")
+    check_learned(model, "matches", r"matches\.|.*\.encode\.")
 
 
 def _inputs(model: Any, given: Sequence[Row], what: str, first: int) -> ModalityInputs:

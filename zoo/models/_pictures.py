@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from zoo.abilities import check_learned
 from zoo.errors import ZooError
 from zoo.hub import Hosted
 from zoo.models._encode import encode, similarity, similarity_pairwise
@@ -98,6 +99,7 @@ class PictureTextModel(Hosted, nn.Module):
 
     vision: Any  # a part whose own attributes are used; nn.Module would type every one of them as a Tensor
     outputs: tuple[str, ...] = ("image", "text")
+    drawn: Sequence[str] = ()  # names of weights for which the file that it was converted from had nothing
 
     def __init__(self, vision: nn.Module, vocabulary: Vocabulary, schedule: nn.Module, processor: PictureTextProcessor, dim: int) -> None:
         super().__init__()
@@ -141,13 +143,15 @@ class PictureTextModel(Hosted, nn.Module):
             (N, dim) float32; (dim,) of a single row.
 
         Raises:
-            ZooError: On a row without what is asked for, or a picture that cannot be decoded.
+            ZooError: On a row without what is asked for, a picture that cannot be decoded, or weights that were converted without those
+                that vectors need.
         """
         if not self.trained and not self._warned:
             warnings.warn("nothing was trained in this model: its vectors mean nothing yet; train it, or load a run", stacklevel=2)
             self._warned = True
         given = _titled(rows)
         chosen = output or _of(given)
+        check_learned(self, "vectors", rf"{chosen}_projection\.")
         return encode(self, given, output=chosen, batch_size=batch_size, show_progress=show_progress, normalize=normalize)
 
     def similarity(self, a: Any, b: Any) -> np.ndarray:
