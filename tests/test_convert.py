@@ -1,6 +1,7 @@
 """Weights of other programs against those programs: names, sizes, positions, what is dropped, and what is wrong with a file."""
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -18,14 +19,17 @@ from transformers import BlipConfig, BlipForConditionalGeneration, BlipForImageT
 import zoo
 from zoo.abilities import Matching
 from zoo.captions import caption, check_able
+from zoo.checkpoint import Position, random_state, save_checkpoint
 from zoo.convert import CONVERTED, convert, resampled
 from zoo.errors import Failure, ZooError
 from zoo.foreign import read_foreign
 from zoo.models import _bert_keys, clip, coca
 from zoo.models._towers import Pictures, Texts
+from zoo.registry import make
 from zoo.reranking import Library
 from zoo.sections import Decoding
 from zoo.types import Batch, ModalityInputs
+from zoo.update import Step
 from zoo.vocabulary import make_vocabulary
 
 TOLERANCE = 1e-6  # ten times what float32 sums in another order differ by, of outputs of size 1
@@ -608,3 +612,27 @@ def test_what_a_file_had_nothing_for_is_not_asked(tmp_path):
             Library(writes, ["a dog"])
         with pytest.raises(ZooError, match=r"matches of this model would mean nothing"):
             check_able(writes, Matching, "the filter")
+
+
+@pytest.mark.parametrize(
+    "objective, wanted",
+    [
+        ({"name": "infonce", "log_scale": 1.25}, 1.25),
+        ({"name": "itc", "temperature": "raw", "start": 0.25}, 1.3862944),
+        ({"name": "together", "of": [{"name": "itc", "temperature": "log_scale", "start": 0.5}], "momentum": 0.9}, 0.6931472),
+        ({"name": "itc", "temperature": "fixed", "start": 0.125}, 2.0794415),
+    ],
+)
+def test_the_temperature_that_a_run_learned(tmp_path, objective, wanted, caplog):
+    model = zoo.build("clip")
+    zoo.save(model, tmp_path / "run")
+    trained = make("objective", objective)
+    trained.bind(model)
+    step = Step(model, trained)
+    save_checkpoint(tmp_path / "run/checkpoints", step.state_dict(), {}, Position(3), {}, [random_state()], keep=1)
+    convert(tmp_path / "run", tmp_path / "theirs", to="hf_clip")
+    assert load_file(tmp_path / "theirs/model.safetensors")["logit_scale"].item() == pytest.approx(wanted)
+    assert not caplog.records
+    shutil.rmtree(tmp_path / "run/checkpoints")
+    convert(tmp_path / "run", tmp_path / "again", to="hf_clip")
+    assert "says the temperature: logit_scale is written as 2.6593; --logit-scale says another" in caplog.text

@@ -68,7 +68,8 @@ def convert(
         image_size: The side of pictures, a multiple of that of a patch: positions are resized to it by bicubic interpolation. None: as
             the weights have it.
         logit_scale: With ``to``, the logarithm that CLIP multiplies cosines by, which here belongs to the objective; None: that of
-            the weights that the model was converted from, or where it was not, ln(1 / 0.07).
+            the weights that the model was converted from, or that its run learned (its last checkpoint knows it); where there is neither,
+            ln(1 / 0.07).
 
     Returns:
         What became of the weights; with ``to``, the folder.

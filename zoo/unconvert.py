@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
+import re
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -12,10 +14,11 @@ from typing import Any
 
 import torch
 from open_clip.transformer import QuickGELU
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from zoo.checkpoint import FILES, checkpoints
 from zoo.encoders._image import CLIP_MEAN, CLIP_STD
 from zoo.encoders._open_clip import OpenClipEncoder
 from zoo.encoders.timm import TimmEncoder
@@ -27,7 +30,9 @@ from zoo.models.blip import Blip
 from zoo.models.clip import Clip
 from zoo.models.coca import Coca
 
+logger = logging.getLogger("zoo.unconvert")
 BEGINS = math.log(1 / 0.07)
+_TEMPERATURE = re.compile(r"objective\.(?:of\.\d+\.)?(?:temperature\.)?(log_scale|raw|fixed)")  # in a checkpoint
 Written = tuple[dict[str, Tensor], str, dict[str, Any], str]  # weights, their file, the config, its file
 
 
@@ -47,9 +52,9 @@ def write_foreign(run: str | Path, out: Path, to: str, *, logit_scale: float | N
     if to not in TARGETS:
         raise ZooError(f"--to: {unknown('program to write for', to, TARGETS)}")
     model = load(run)
-    if logit_scale is None:
+    if logit_scale is None and isinstance(model, Clip | Coca):
         logit_scale = _logit_scale(Path(run))
-    state, weights, config, about = TARGETS[to](model, model.state_dict(), logit_scale)
+    state, weights, config, about = TARGETS[to](model, model.state_dict(), BEGINS if logit_scale is None else logit_scale)
     beside = out.with_name(f".{out.name}.{os.getpid()}.part")
     try:
         beside.mkdir(parents=True)
@@ -69,9 +74,18 @@ def write_foreign(run: str | Path, out: Path, to: str, *, logit_scale: float | N
 
 
 def _logit_scale(run: Path) -> float:
-    """That of the weights that the model was converted from; else where CLIP begins."""
-    file = run / "converted.json"
-    return float(json.loads(file.read_text(encoding="utf-8"))["left"].get("logit_scale", BEGINS)) if file.is_file() else BEGINS
+    """That of the weights that the model was converted from, or that it was trained with; else where CLIP begins."""
+    file, states = run / "converted.json", checkpoints(run / "checkpoints")
+    left = json.loads(file.read_text(encoding="utf-8"))["left"] if file.is_file() else {}
+    if "logit_scale" in left:
+        return float(left["logit_scale"])
+    if states:
+        with safe_open(states[-1] / FILES[0], "pt") as state:
+            for match in filter(None, map(_TEMPERATURE.fullmatch, state.keys())):
+                x = float(state.get_tensor(match[0]))
+                return x if match[1] == "log_scale" else -math.log(x)
+    logger.warning("nothing in %s says the temperature: logit_scale is written as %.4f; --logit-scale says another", run, BEGINS)
+    return BEGINS
 
 
 def _open_clip(model: Any, state: Mapping[str, Tensor], logit_scale: float) -> Written:
