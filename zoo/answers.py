@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -12,7 +12,16 @@ from torch import Tensor
 from zoo.abilities import Captioning
 from zoo.errors import Failure, ZooError
 from zoo.generation import likelihoods, rows
-from zoo.types import Tokens
+from zoo.types import LabelledData, Tokens
+
+
+@runtime_checkable
+class AnsweredData(LabelledData, Protocol):
+    """Questions that several people answered; a class is an answer, and one row's right class the usual one among them."""
+
+    answers: Sequence[Sequence[str]]  # (N) what people said, two of them at least
+    kinds: Sequence[str]  # (N) what reports tell apart, "yes/no"; "" for no kind
+    rest: tuple[str, ...]  # classes that stand for all other answers, which no row of split ``train`` has
 
 
 class Ranked(NamedTuple):

@@ -12,7 +12,7 @@ from huggingface_hub import EvalResult, ModelCardData
 
 from zoo.config import hints_of, part_kind, parts_in, settings, split_spec
 from zoo.errors import Failure, ZooError
-from zoo.metric import CLASSES, DIRECTIONS, input_name, measure_name
+from zoo.metric import ANSWERS, DIRECTIONS, LABELLED, input_name, measure_name
 from zoo.registry import Entry, entry
 from zoo.types import Classifying
 
@@ -64,6 +64,7 @@ chances = model.classify([row, other])  # (2, classes), each row adding up to 1
 
 A row has any subset of the keys {keys}; a missing key is a missing modality.
 """
+_ANSWERS = "The classes are answers, whose words stand in this order in `answers.json` of the run.\n"
 
 
 def card(model: Any, run: str | Path | None = None, *, repo: str | None = None, licence: str | None = None) -> str:
@@ -93,6 +94,7 @@ def card(model: Any, run: str | Path | None = None, *, repo: str | None = None, 
         (_CLASSIFY if isinstance(model, Classifying) else _PICTURES if tuple(keys) == ("image", "text") else _USE).format(
             library=LIBRARY, repo=repo or f"org/{title}", keys=", ".join(f"`{key}`" for key in keys), dim=model.dim
         ),
+        _ANSWERS if metrics and metrics["main"]["protocol"] == ANSWERS else "",
         _measured(metrics),
         _made_of(model.spec),
         f"## Recipe\n\n```yaml\n{recipe.strip()}\n```\n" if recipe else "",
@@ -126,18 +128,19 @@ def _results(recipe: str, metrics: Mapping[str, Any] | None) -> list[EvalResult]
     data, _ = split_spec(said["data"])
     results = []
     for record in _records(metrics):
-        classes, captions = record["protocol"] == CLASSES, record["protocol"] in DIRECTIONS
+        classes, captions, answers = (record["protocol"] in of for of in (LABELLED, DIRECTIONS, (ANSWERS,)))
         if (record["subset"] == "all" or captions) and not input_name(record["input"]):
-            task = "multimodal classification" if classes else "image-text retrieval" if captions else "item-to-item retrieval"
+            task = "image-text retrieval" if captions else "multimodal classification" if classes else "item-to-item retrieval"
+            task = "visual question answering" if answers else task
             results.append(
                 EvalResult(
-                    task_type="classification" if classes else "retrieval",
+                    task_type="visual-question-answering" if answers else "classification" if classes else "retrieval",
                     task_name=task,
                     dataset_type=data,
                     dataset_name=data,
                     dataset_split=record["subset"] if captions else said["classify" if classes else "evaluate"]["split"],
                     metric_type=measure_name(record["protocol"], record["k"]).replace("@", "_at_"),
-                    metric_name="Accuracy" if classes else f"Recall@{record['k']} ({record['protocol']})",
+                    metric_name="VQA accuracy" if answers else "Accuracy" if classes else f"Recall@{record['k']} ({record['protocol']})",
                     metric_value=round(record["recall"], 4),
                 )
             )

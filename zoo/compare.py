@@ -12,7 +12,7 @@ import numpy as np
 from zoo.errors import ZooError, unknown
 from zoo.evaluate.verdict import compare as paired
 from zoo.files import write_json, write_text
-from zoo.metric import CLASSES, DIRECTIONS, Key, Metric, measure_name, subset_name
+from zoo.metric import DIRECTIONS, LABELLED, Key, Metric, measure_name, subset_name
 from zoo.questions import main_key, split_of
 from zoo.study import Result, data_of, load_all, perform_all, result, states
 from zoo.trials import Given, Trial, shown, trials
@@ -242,9 +242,9 @@ def markdown(numbers: Mapping[str, Any]) -> str:
     """The tables of a study: the headline first, then every protocol and k by what was shown and by subset, then what else was found."""
     headline = Key(**numbers["main"])
     measure = measure_name(headline.protocol, headline.k)
-    of = "" if headline.protocol == CLASSES else f", {DIRECTIONS.get(headline.protocol, headline.protocol)}"
-    title = f"{measure.capitalize()}{of}, split {numbers['split']}; mean ± standard deviation over n seeds"
-    asked = "rows" if headline.protocol == CLASSES else "queries"
+    of = "" if headline.protocol in LABELLED else f", {DIRECTIONS.get(headline.protocol, headline.protocol)}"
+    title = f"{measure.replace('_', ' ').capitalize()}{of}, split {numbers['split']}; mean ± standard deviation over n seeds"
+    asked = "rows" if headline.protocol in LABELLED else "queries"
     difference = (
         f"Difference: from {numbers['reference']}, paired over {asked}, with its 95 % interval: how far other {asked} would move it, the"
         f" trained models being these. Seeds: in how many of them the cell is above {numbers['reference']}."
@@ -256,7 +256,7 @@ def markdown(numbers: Mapping[str, Any]) -> str:
     mixed = len({commit for cell in numbers["cells"] for commit in _commits(cell)}) > 1
     lines += _table(heads, [_headline(cell, headline, numbers["budget_seconds"], mixed) for cell in numbers["cells"]])
     if numbers["grid"] and numbers["split"] == "test":
-        splits = {CLASSES: "classify.split=val", **dict.fromkeys(DIRECTIONS, "retrieve.splits=[val]")}
+        splits = {**dict.fromkeys(LABELLED, "classify.split=val"), **dict.fromkeys(DIRECTIONS, "retrieve.splits=[val]")}
         says = splits.get(headline.protocol, "evaluate.split=val")
         lines += ["", f"A setting that is picked from here is picked on the test split: pick with {says}."]
     metrics = [m for cell in numbers["cells"] for m in cell["metrics"]]
@@ -267,7 +267,8 @@ def markdown(numbers: Mapping[str, Any]) -> str:
             for cell in numbers["cells"]
             for shown in dict.fromkeys(m["input"] for m in cell["metrics"])
         ]
-        name = measure_name(protocol, k) if protocol == CLASSES else f"{DIRECTIONS.get(protocol, protocol)}, {measure_name(protocol, k)}"
+        name = measure_name(protocol, k).replace("_", " ")
+        name = name if protocol in LABELLED else f"{DIRECTIONS.get(protocol, protocol)}, {name}"
         lines += ["", f"## {name}", "", *_table(["cell", "shown", *(subset_name(s).lower() for s in subsets)], rows)]
         if any(subset.startswith("missing_") for subset in subsets):
             lines += [

@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 CLASSES = "classes"  # the protocol of classification
+ANSWERS = "answers"  # the same, where a class is an answer that more or fewer people gave
+LABELLED = (CLASSES, ANSWERS)
 DIRECTIONS = {"image_to_text": "from picture to text", "text_to_image": "from text to picture"}  # the protocols of captioned pictures
 RERANKED = "reranked"  # in the place of what was shown: the nearest were scored again by a model that reads both at once
 _SUBSETS = {"all": "All", "short_query": "Short query", "short_target": "Short target"}
@@ -17,15 +19,15 @@ _INPUTS = {"both": "", "all": ""}  # everything is shown, of two modalities or o
 class Key(NamedTuple):
     """What a metric is of."""
 
-    protocol: str  # "one_target", "multi", "classes"; "image_to_text", "text_to_image"
+    protocol: str  # "one_target", "multi"; "classes", "answers"; "image_to_text", "text_to_image"
     subset: str  # of the queries: "all", "short_query", "short_target"; "missing_25", "missing_image:50": all, of which shares are hidden;
-    # of captioned pictures the split
-    input: str  # what the model was shown: "both", "text", "image"; of classes "all", "audio", "audio+image"; "all", "reranked"
+    # of answers the kind of question; of captioned pictures the split
+    input: str  # what the model was shown: "both", "text", "image"; of labelled rows "all", "audio", "audio+image"; "all", "reranked"
     k: int  # an answer counts within the first k; 1 for classes
 
 
 class Metric(NamedTuple):
-    """Recall at k of one system, with that of every query for paired tests; of classes with k = 1, the accuracy."""
+    """Recall at k of one system, with that of every query for paired tests; the accuracy of classes, and the soft one of answers."""
 
     protocol: str
     subset: str
@@ -48,8 +50,8 @@ class Metric(NamedTuple):
 
 
 def measure_name(protocol: str, k: int) -> str:
-    """As tables call it: ``recall@10``, ``accuracy``."""
-    return "accuracy" if protocol == CLASSES else f"recall@{k}"
+    """As tables call it: ``recall@10``, ``accuracy``, ``soft_accuracy``."""
+    return {CLASSES: "accuracy", ANSWERS: "soft_accuracy"}.get(protocol, f"recall@{k}")
 
 
 def place_name(direction: str, split: str, k: int) -> str:
@@ -65,7 +67,7 @@ def missing(rates: float | Mapping[str, float]) -> str:
 
 
 def subset_name(subset: str) -> str:
-    """As tables call it: ``Short query``, ``25 % missing``, ``image 50 %, text 25 % missing``; a split by its own name."""
+    """As tables call it: ``Short query``, ``25 % missing``, ``image 50 %, text 25 % missing``; splits and kinds as they are."""
     if not subset.startswith("missing_"):
         return _SUBSETS.get(subset, subset)
     return ", ".join(f"{share.replace(':', ' ')} %" for share in subset.removeprefix("missing_").split(",")) + " missing"

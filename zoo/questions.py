@@ -11,12 +11,14 @@ import numpy as np
 from torch import nn
 
 from zoo import caption_questions
+from zoo.answers import AnsweredData
 from zoo.errors import ZooError, unknown
 from zoo.evaluate import captioned, classification
 from zoo.evaluate.baselines import bm25, popularity
 from zoo.evaluate.modalities import Altered
 from zoo.evaluate.retrieval import Input, Scorer, embedding_scorer, measure, tasks
-from zoo.metric import CLASSES, Key, Metric
+from zoo.evaluate.vqa import People
+from zoo.metric import CLASSES, Key, Metric, measure_name
 from zoo.models._encode import progress
 from zoo.recipe import Recipe
 from zoo.sections import Classify, Evaluate, Retrieve
@@ -34,7 +36,7 @@ class Answer(NamedTuple):
     metrics: list[Metric]
     vectors: np.ndarray | None = None  # (N, D) of the items that were asked about, both modalities shown
     more: Mapping[str, Any] = {}  # of classes as `zoo.evaluate.classification.details` says, of captions as `zoo.caption_questions.ask`
-    files: Mapping[str, Any] = {}  # by name, what a run leaves besides: examples of captioned pictures
+    files: Mapping[str, Any] = {}  # by name, what a run leaves besides: examples of captioned pictures, the words of answers
 
 
 def embed(
@@ -72,7 +74,7 @@ def check_questions(recipe: Recipe, data: Data) -> None:
             says = f"{section}: the data set is of {_OF[own]}, of which {own!r} says what is measured"
             raise ZooError(f"{says}: write that, and leave this out")
     ks = recipe.retrieve.k if own == "retrieve" else recipe.evaluate.k
-    floors = ["accuracy"] if own == "classify" else [f"recall@{k}" for k in ks]
+    floors = [measure_name(main_key(recipe, data).protocol, 1)] if own == "classify" else [f"recall@{k}" for k in ks]
     if lost := [key for key in recipe.floor if key not in floors]:
         raise ZooError("\n".join(f'floor: {unknown("metric", key, floors)}, or write "floor={{}}" for none' for key in lost))
     if isinstance(data, PairData):
@@ -103,7 +105,9 @@ def ask(model: nn.Module, data: Data, recipe: Recipe) -> Answer:
         ZooError: If the model sees nothing of any row, or has no logits of classes.
     """
     if isinstance(data, LabelledData):
-        return Answer(*classification.measure(model, data, recipe.classify, seed=recipe.seed))
+        graded = _graded(data)
+        files = {} if graded is None else {"answers.json": {"classes": list(data.classes)}}
+        return Answer(*classification.measure(model, data, recipe.classify, seed=recipe.seed, grading=graded), files)
     if isinstance(data, CaptionedData):
         answered = caption_questions.ask(model, data, recipe.retrieve, seed=recipe.seed)
         return Answer(answered.metrics, None, answered.more, answered.files)
@@ -121,6 +125,15 @@ def ask(model: nn.Module, data: Data, recipe: Recipe) -> Answer:
         if vectors[shown].any() and not same:
             metrics += _recalls(embedding_scorer(vectors[shown]), data, recipe, shown)
     return Answer(metrics, vectors["both"])
+
+
+def _graded(data: LabelledData) -> People | None:
+    """How right guesses are; None: by the label alone."""
+    return People(data) if isinstance(data, AnsweredData) else None
+
+
+def _protocol(graded: People | None) -> str:
+    return CLASSES if graded is None else graded.protocol
 
 
 def ask_classic(name: str, data: Data, recipe: Recipe) -> Answer:
@@ -155,7 +168,7 @@ def _recalls(scorer: Scorer, data: PairData, recipe: Recipe, shown: Input = "bot
 def main_key(recipe: Recipe, data: Data) -> Key:
     """The metric that a model is judged by: all questions, everything shown."""
     if isinstance(data, LabelledData):
-        return Key(CLASSES, "all", "all", 1)
+        return Key(_protocol(_graded(data)), "all", "all", 1)
     if isinstance(data, CaptionedData):
         return Key(recipe.retrieve.main.direction, recipe.retrieve.splits[0], "all", recipe.retrieve.main.k)
     return Key(recipe.evaluate.main.protocol, "all", "both", recipe.evaluate.main.k)
@@ -174,7 +187,11 @@ def questions(recipe: Recipe, data: Data) -> dict[str, str]:
         digest = hashlib.sha256(json.dumps([list(data.row_ids), data.classes, data.modalities], default=str).encode())
         rows = data.split(recipe.classify.split)
         digest.update(rows.tobytes() + data.labels[rows].tobytes())
-        return dict.fromkeys((f"{CLASSES}/{subset}" for subset in classification.asked(recipe.classify)), digest.hexdigest())
+        subsets, graded = classification.asked(recipe.classify), _graded(data)
+        if graded is not None:
+            subsets += graded.subsets(rows)
+            digest.update(json.dumps([[graded.data.answers[i], graded.data.kinds[i]] for i in rows.tolist()]).encode())
+        return dict.fromkeys((f"{_protocol(graded)}/{subset}" for subset in subsets), digest.hexdigest())
     if isinstance(data, CaptionedData):
         return caption_questions.digests(data, recipe.retrieve)
     asked, digests = recipe.evaluate, {}

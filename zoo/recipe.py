@@ -41,7 +41,7 @@ class Recipe:
         freeze: Modules that are not trained, by name: ``vision``, ``backbone.model.layers.0``.
         adapters: LoRA or DoRA in the modules that they name, whose own weights are frozen then; the run leaves the merged model.
         floor: ``{"recall@10": 0.2}`` under the protocol of ``evaluate.main``, or of captioned pictures in both directions, or
-            ``{"accuracy": 0.8}``: below this the run has failed.
+            ``{"accuracy": 0.8}``, of answers ``{"soft_accuracy": 0.6}``: below this the run has failed.
         seed: Of the weights, of the order of the data, and of all that is drawn.
         seeded: Keys of ``data`` that are always the seed, whatever a file says of them: ``("data.rotation",)``; an override is refused.
         out: The run folder.
@@ -219,7 +219,7 @@ def _contradictions(fields: Mapping[str, Any]) -> list[Fault]:
     if evaluate.main.k not in evaluate.k:
         faults.append(Fault(("evaluate", "main", "k"), f"{evaluate.main.k} is none of evaluate.k, {list(evaluate.k)}"))
     ks = retrieve.k if retrieve != Retrieve() else (*evaluate.k, *(k for k in retrieve.k if evaluate == Evaluate()))
-    floors = [*dict.fromkeys(f"recall@{k}" for k in ks), "accuracy"]
+    floors = [*dict.fromkeys(f"recall@{k}" for k in ks), "accuracy", "soft_accuracy"]
     lost = [key for key in fields.get("floor", {}) if key not in floors]
     return faults + [Fault(("floor", key), f'{unknown("metric", key, floors)}, or write "floor={{}}" for none') for key in lost]
 

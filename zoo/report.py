@@ -18,7 +18,7 @@ from zoo.errors import ZooError
 from zoo.evaluate import caption_tables, class_plots, diagnosis_plots, plots
 from zoo.evaluate.retrieval import topk
 from zoo.files import write_bytes, write_text
-from zoo.metric import CLASSES, DIRECTIONS, Key, input_name, measure_name, place_name, subset_name
+from zoo.metric import DIRECTIONS, LABELLED, Key, input_name, measure_name, place_name, subset_name
 from zoo.source import Source
 from zoo.thumbnail import thumbnail
 from zoo.types import PairData, Row
@@ -66,7 +66,7 @@ def report(folder: Path) -> Path:
         comparisons=metrics.get("comparisons", []),
         tables=_tables(metrics),
         further=[] if captioned else _further(metrics),
-        classes=metrics.get("main", {}).get("protocol") == CLASSES,
+        classes=metrics.get("main", {}).get("protocol") in LABELLED,
         captioned=caption_tables.tables(arms, _read_json(folder / "captions.json") or []) if captioned else None,
         pictures={name: base64.b64encode(png).decode() for name, png in pictures.items()},
         diagnosis=diagnosis,
@@ -185,7 +185,7 @@ def _main(metrics: Mapping[str, Any]) -> dict[str, Any] | None:
     records = _records(metrics)
     if place not in records:
         raise ZooError(f"metrics.json: the main record {(place[0], *place[1])} is not among its {len(records)} records; evaluate again")
-    names = {"measure": measure_name(main["protocol"], main["k"]), "subset_label": subset_name(main["subset"])}
+    names = {"measure": measure_name(main["protocol"], main["k"]).replace("_", " "), "subset_label": subset_name(main["subset"])}
     names |= {"protocol_label": DIRECTIONS.get(main["protocol"], main["protocol"])}
     return {**records[place], "arm": main["arm"], **names}
 
@@ -215,7 +215,7 @@ def _table(
         rows.append({"arm": arm, "input": input_name(given), "main": (arm, given) == (main.get("arm"), main.get("input")), "cells": marked})
     groups = []
     for subset in subsets:
-        measures = [measure_name(protocol, k) for s, k in columns if s == subset]
+        measures = [measure_name(protocol, k).replace("_", " ") for s, k in columns if s == subset]
         queries = max(r["queries"] for (_, key), r in records.items() if key.subset == subset)
         groups.append({"label": subset_name(subset), "queries": queries, "measures": measures})
     label = DIRECTIONS.get(protocol, f"Protocol {protocol}").capitalize()

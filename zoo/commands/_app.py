@@ -63,12 +63,12 @@ def give(value: Any, out: Path | None) -> None:
 
 def table(records: list[dict[str, Any]]) -> str:
     """Records of metrics, one or more, as aligned text: a row each."""
-    from zoo.metric import CLASSES
+    from zoo.metric import LABELLED, measure_name
 
-    classes = all(r["protocol"] == CLASSES for r in records)
+    classes = all(r["protocol"] in LABELLED for r in records)
     names = ("arm", "subset", "input", "recall") if classes else ("arm", "protocol", "subset", "input", "k", "recall")
     columns = [*(c for c in names if c in records[0]), "interval", "queries"]
-    heads = [{"recall": "accuracy", "queries": "rows"}.get(c, c) if classes else c for c in columns]
+    heads = [{"recall": measure_name(records[0]["protocol"], 1), "queries": "rows"}.get(c, c) if classes else c for c in columns]
     rows = [heads] + [
         [f"{r['recall']:.3f}" if c == "recall" else f"[{r['low']:.3f}, {r['high']:.3f}]" if c == "interval" else str(r[c]) for c in columns]
         for r in records

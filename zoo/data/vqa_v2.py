@@ -59,7 +59,7 @@ class Asking(Sequence[Row]):
 
 
 class Questions:
-    """Questions, their pictures and answers. It is a `LabelledData` whose classes are answers.
+    """Questions, their pictures and answers. It is a `zoo.answers.AnsweredData`.
 
     A class is the answer that most people gave. Answers that are too rare to be candidates are of one class, the last, which no row of
     split ``train`` has, so that nothing predicts it.
@@ -89,7 +89,8 @@ class Questions:
         self.rows: Sequence[Row] = rows
         self.row_ids: Sequence[Any] = [q.number for q in questions]
         self.candidates = tuple(candidates)
-        self.classes: tuple[str, ...] = (*candidates, OTHER)
+        self.rest: tuple[str, ...] = (OTHER,)
+        self.classes: tuple[str, ...] = (*candidates, *self.rest)
         self.answers: Sequence[tuple[str, ...]] = [q.answers for q in questions]
         self.kinds: Sequence[str] = [q.kind for q in questions]
         place = {answer: i for i, answer in enumerate(candidates)}

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from zoo.answers import AnsweredData
 from zoo.collate import processed, stack
 from zoo.errors import Failure, ZooError
 from zoo.evaluate._bootstrap import interval
@@ -43,6 +45,18 @@ class Predicted(NamedTuple):
         return (self.guesses(prior) == self.labels).astype(np.float64)
 
 
+class Grading(Protocol):
+    """How right a guess is, where it can be right in part."""
+
+    protocol: str  # of the metrics
+
+    def right(self, rows: np.ndarray, guesses: np.ndarray) -> np.ndarray:
+        """(n,) float64 in 0..1 of the classes guessed (n,) int64 of rows (n,) int64."""
+
+    def subsets(self, rows: np.ndarray) -> Mapping[str, np.ndarray]:
+        """{name: (n,) bool} over the rows (n,) int64: those that have a number of their own."""
+
+
 class Looked(NamedTuple):
     """What a model makes of each modality by itself, of the rows that show anything."""
 
@@ -53,7 +67,7 @@ class Looked(NamedTuple):
 
 
 def check(data: LabelledData, settings: Classify) -> None:
-    """Whether the data can answer what will be measured, and every class can be learned.
+    """Whether the data can answer what will be measured, and every class can be learned; but one that stands for the rest of the answers.
 
     Raises:
         ZooError: If a split is not there or empty, there is one modality, a class has no training row, or a rate of missing cells
@@ -65,9 +79,9 @@ def check(data: LabelledData, settings: Classify) -> None:
     if len(data.modalities) < 2:
         raise ZooError(f"the data have one modality, {', '.join(data.modalities)}: balance between modalities needs two or more")
     counts = np.bincount(data.labels[train], minlength=len(data.classes))
-    if (counts == 0).any():
-        lost = ", ".join(data.classes[k] for k in np.flatnonzero(counts == 0))
-        raise ZooError(f"classes without a training row: {lost}; leave them out of the data, or split it otherwise")
+    rest = data.rest if isinstance(data, AnsweredData) else ()
+    if lost := [data.classes[k] for k in np.flatnonzero(counts == 0) if data.classes[k] not in rest]:
+        raise ZooError(f"classes without a training row: {', '.join(lost)}; leave them out of the data, or split it otherwise")
     for rate in settings.missing:
         try:
             draw_presence(rate, 1, data.modalities, 0)
@@ -88,7 +102,9 @@ def named(shown: Shown, data: LabelledData) -> str:
     return "all" if len(shown) == len(data.modalities) else "+".join(name for name in data.modalities if name in shown)
 
 
-def measure(model: Any, data: LabelledData, settings: Classify, *, seed: int) -> tuple[list[Metric], None, dict[str, Any]]:
+def measure(
+    model: Any, data: LabelledData, settings: Classify, *, seed: int, grading: Grading | None = None
+) -> tuple[list[Metric], None, dict[str, Any]]:
     """Accuracy from every subset of the modalities and at every rate of missing cells; no vectors; and the `details`.
 
     Args:
@@ -96,6 +112,7 @@ def measure(model: Any, data: LabelledData, settings: Classify, *, seed: int) ->
         data: Rows that it was not trained on, among others.
         settings: Of what is measured.
         seed: Of the intervals, and of the cells that are hidden.
+        grading: How right guesses are, and which rows have a number of their own; None: right or wrong, by the label.
 
     Raises:
         ZooError: If the model gives no logits of these classes.
@@ -103,33 +120,51 @@ def measure(model: Any, data: LabelledData, settings: Classify, *, seed: int) ->
     rows = data.split(settings.split)
     predicted = every_subset(model, data, rows, batch_size=settings.batch_size)
     prior = int(np.bincount(data.labels[data.split("train")]).argmax())
-    right = {shown: found.right(prior) for shown, found in predicted.items()}
-    metrics = [_metric("all", named(shown, data), rows, hits, settings, seed) for shown, hits in right.items()]
+    right = {shown: _right(found, rows, prior, grading) for shown, found in predicted.items()}
+    metric = partial(_metric, CLASSES if grading is None else grading.protocol, settings=settings, seed=seed)
+    metrics = [metric("all", named(shown, data), rows, hits) for shown, hits in right.items()]
+    whole = right[frozenset(data.modalities)]
+    parts = {} if grading is None else grading.subsets(rows)
+    metrics[1:1] = [metric(name, "all", rows[there], whole[there]) for name, there in parts.items()]
     for rate in settings.missing:
         present = draw_presence(rate, len(rows), data.modalities, [seed, len(rows)])
         shown = [frozenset(np.array(data.modalities)[here].tolist()) for here in present]
         hits = np.array([right[some][i] for i, some in enumerate(shown)])
-        metrics.append(_metric(missing(rate), "all", rows, hits, settings, seed))
+        metrics.append(metric(missing(rate), "all", rows, hits))
     alone = by_modality(model, data, rows, batch_size=settings.batch_size)
-    return metrics, None, details(data, predicted, alone, prior)
+    return metrics, None, details(data, rows, predicted, alone, prior, grading)
 
 
-def _metric(subset: str, given: str, rows: np.ndarray, hits: np.ndarray, settings: Classify, seed: int) -> Metric:
+def _right(found: Predicted, rows: np.ndarray, prior: int, grading: Grading | None) -> np.ndarray:
+    """(n,) float64 in 0..1."""
+    return found.right(prior) if grading is None else grading.right(rows, found.guesses(prior))
+
+
+def _metric(protocol: str, subset: str, given: str, rows: np.ndarray, hits: np.ndarray, *, settings: Classify, seed: int) -> Metric:
     low, high = interval(hits, resamples=settings.bootstrap, seed=seed)
-    return Metric(CLASSES, subset, given, 1, float(hits.mean()), float(low), float(high), rows, hits)
+    return Metric(protocol, subset, given, 1, float(hits.mean()), float(low), float(high), rows, hits)
 
 
-def details(data: LabelledData, predicted: Mapping[Shown, Predicted], alone: Looked, prior: int) -> dict[str, Any]:
+def details(
+    data: LabelledData,
+    rows: np.ndarray,
+    predicted: Mapping[Shown, Predicted],
+    alone: Looked,
+    prior: int,
+    grading: Grading | None = None,
+) -> dict[str, Any]:
     """What accuracies do not tell, as plain values.
 
     Returns:
         ``macro_f1`` and ``calibration_error`` by what was shown; ``shapley``: the accuracy that each modality adds, exact over all subsets,
         nothing shown being the commonest training class; ``entropy``: of each modality, ten equal shares of its rows by rising entropy
         with their mean entropy and error; ``gap``: the distance of each two modalities' centroids.
+        All but ``shapley`` go by the label, however guesses are graded.
     """
     classes = len(data.classes)
-    right = {shown: found.right(prior) for shown, found in predicted.items()}
-    nothing = (next(iter(predicted.values())).labels == prior).astype(np.float64)
+    right = {shown: _right(found, rows, prior, grading) for shown, found in predicted.items()}
+    blind = Predicted(data.labels[rows], np.full((len(rows), classes), np.nan, np.float32))
+    nothing = _right(blind, rows, prior, grading)
     adds = shapley({**right, frozenset(): nothing}, data.modalities)
     own = {name: x[there].float() for name, x in alone.features.items() if (there := alone.present[name]).any()}
     sure = {shown: Predicted(found.labels[found.seen], found.logits[found.seen]) for shown, found in predicted.items()}

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from zoo.answers import AnsweredData
 from zoo.errors import ZooError
+from zoo.metric import ANSWERS
 
 PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
 ARTICLES = ("a", "an", "the")
@@ -88,3 +90,39 @@ def accuracy(predicted: Sequence[str], answers: Sequence[Sequence[str]]) -> np.n
 def _soft(mine: str, said: Sequence[str]) -> float:
     same = sum(one == mine for one in said)
     return sum(min((same - (one == mine)) / 3, 1.0) for one in said) / len(said)
+
+
+class People:
+    """How right guesses at the classes of a data set are by what people answered. It is a `zoo.evaluate.classification.Grading`.
+
+    Args:
+        data: Whose classes are answers; one that stands for the rest is right for nobody.
+    """
+
+    protocol = ANSWERS
+
+    def __init__(self, data: AnsweredData) -> None:
+        self.data = data
+        self._names = [None if name in data.rest else normal(name) for name in data.classes]
+        self._said: dict[int, list[str]] = {}  # of the rows that were asked about
+        self._normal: dict[str, str] = {}  # few answers make up most
+
+    def right(self, rows: np.ndarray, guesses: np.ndarray) -> np.ndarray:
+        """`accuracy` of guesses (n,) int64 at classes of the rows (n,) int64: (n,) float64 in 0..1."""
+        pairs = zip(rows.tolist(), guesses.tolist(), strict=True)
+        named = ((row, self._names[k]) for row, k in pairs)
+        return np.array([0.0 if name is None else _soft(name, self._of(row)) for row, name in named])
+
+    def subsets(self, rows: np.ndarray) -> Mapping[str, np.ndarray]:
+        """{kind of question: (n,) bool} over the rows (n,) int64, by name."""
+        kinds = np.array([self.data.kinds[i] for i in rows.tolist()])
+        return {str(kind): kinds == kind for kind in np.unique(kinds) if kind}
+
+    def _of(self, row: int) -> list[str]:
+        if row not in self._said:
+            said = self.data.answers[row]
+            for one in said:
+                if one not in self._normal:
+                    self._normal[one] = normal(one)
+            self._said[row] = [self._normal[one] for one in said]
+        return self._said[row]
