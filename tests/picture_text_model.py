@@ -68,10 +68,11 @@ class Small(nn.Module):
         self.calls.append("match")
         return self.judge(mean(held), mean(seen))
 
-    def unmask(self, text: ModalityInputs, seen: Tokens) -> Tensor:
+    def unmask(self, text: ModalityInputs, seen: Tokens, chosen: Tensor | None = None) -> Tensor:
         self.calls.append("unmask")
         words = torch.tanh(self.dropout(self.words(text.values)))
-        return self.fill(words * mean(seen)[:, None] + mean(self._tokens(words, text))[:, None])
+        logits = self.fill(words * mean(seen)[:, None] + mean(self._tokens(words, text))[:, None])
+        return logits if chosen is None else logits[chosen]
 
     def caption(self, text: ModalityInputs, out: ModelOutput) -> tuple[Tensor, Tensor]:
         words = out.tokens["text"].tokens

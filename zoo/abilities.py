@@ -30,8 +30,8 @@ class Matching(Protocol):
 class Unmasking(Protocol):
     """A model that fills in words that are masked, given the picture."""
 
-    def unmask(self, text: ModalityInputs, seen: Tokens) -> Tensor:
-        """(B, N, V) logits of the word at each place."""
+    def unmask(self, text: ModalityInputs, seen: Tokens, chosen: Tensor | None = None) -> Tensor:
+        """(B, N, V) logits of the word at each place; or (n, V), at the n places of ``chosen`` (B, N) bool alone, row by row."""
 
 
 @runtime_checkable

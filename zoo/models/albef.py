@@ -99,9 +99,10 @@ class Albef(PictureTextModel):
         fused = run(self.trunk, held.tokens, held.mask, memory=seen.tokens, memory_mask=seen.mask, layers=slice(self.first, None))
         return self.matches(fused[:, 0])  # (B, 2)
 
-    def unmask(self, text: ModalityInputs, seen: Tokens) -> Tensor:
-        """(B, N, V) logits of the word at each place of ids (B, N), some of them masked, given the pictures."""
-        return self.head(self.ask(text, seen).tokens, self.embed.words)  # (B, N, V)
+    def unmask(self, text: ModalityInputs, seen: Tokens, chosen: Tensor | None = None) -> Tensor:
+        """(B, N, V) logits of the word at each place of ids (B, N), some of them masked, given the pictures; or at ``chosen`` alone."""
+        x = self.ask(text, seen).tokens  # (B, N, D)
+        return self.head(x if chosen is None else x[chosen], self.embed.words)  # (B, N, V) or (n, V)
 
     def ask(self, question: ModalityInputs, seen: Tokens) -> Tokens:
         """The states of ids (B, N) after both halves, (B, N, D), given the pictures; ``pooled`` at the first."""

@@ -13,7 +13,7 @@ from zoo.abilities import Unmasking
 from zoo.config import Fraction
 from zoo.errors import ZooError
 from zoo.momentum import SoftTarget
-from zoo.objectives._shared import Shared, alone, both_there, mean_of, text_of, tokens_of, wide
+from zoo.objectives._shared import Shared, alone, both_there, text_of, tokens_of, wide
 from zoo.registry import register
 from zoo.types import Batch, Loss, ModalityInputs
 
@@ -79,18 +79,18 @@ class Mlm(nn.Module):
         text = text_of(batch, read)
         chosen = choose(text, model.vocabulary, self.rate, self.whole_words) & both_there(seen, read)[:, None]
         masked = text._replace(values=hide(text.values, chosen, model.vocabulary))
-        logits = wide(model.unmask(masked, seen))  # (B, N, V)
-        hard = F.cross_entropy(logits.flatten(0, 1), text.values.flatten(), reduction="none")
-        loss = mean_of(hard, chosen.flatten())
-        parts = {"filled": mean_of((logits.argmax(2) == text.values).to(logits.dtype), chosen).detach()}
+        logits, words = wide(model.unmask(masked, seen, chosen)), text.values[chosen]  # (n, V) of the chosen words alone, (n,)
+        of = max(len(words), 1)
+        loss = F.cross_entropy(logits, words, reduction="sum") / of
+        parts = {"filled": (logits.argmax(1) == words).to(logits.dtype).sum().detach() / of}
         if self.needs_twin:
             if shared.teacher is None:
                 raise ZooError(
                     "mlm: alpha needs a momentum twin: write objective: {name: together, of: [...], momentum: 0.995} around it, or alpha: 0"
                 )
             with torch.no_grad():
-                taught = wide(shared.twin.unmask(masked, shared.teacher.tokens["image"])).softmax(2)
-            soft = mean_of(-(taught * logits.log_softmax(2)).sum(2), chosen)
+                taught = wide(shared.twin.unmask(masked, shared.teacher.tokens["image"], chosen)).softmax(1)
+            soft = -(taught * logits.log_softmax(1)).sum() / of
             loss = (1 - self.soft.share) * loss + self.soft.share * soft
             parts["alpha"] = loss.new_tensor(self.soft.share)
         return loss, parts, None
