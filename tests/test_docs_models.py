@@ -1,15 +1,17 @@
-"""The pages from_lavis and notellm1_against_notellm2 run from top to bottom, and the Chinese README has the code of the English one."""
+"""The pages from_lavis, notellm1_against_notellm2 and image_text run from top to bottom, and the Chinese README has the code of the English one."""
 
+import json
 import re
 from pathlib import Path
 
 import pytest
+import yaml
 
 from zoo.models._notes import LANGUAGES, QUESTIONS
-from zoo.recipe import recipes
+from zoo.recipe import load_recipe, recipes
 
 ROOT = Path(__file__).parents[1]
-PAGES = ("from_lavis", "notellm1_against_notellm2")
+PAGES = ("from_lavis", "notellm1_against_notellm2", "image_text")
 
 
 def page(name):
@@ -26,6 +28,14 @@ def run(name):
 def test_from_lavis(capsys):
     run("from_lavis")
     assert capsys.readouterr().out == "(3, 64) (3, 3)\n"
+
+
+def test_image_text():
+    made = run("image_text")
+    assert made["model"].trunk.blocks[0].cross is None
+    assert made["model"].trunk.blocks[1].cross is not None
+    for block in re.findall(r"^```yaml\n(.*?)^```", page("docs/image_text.md"), re.MULTILINE | re.DOTALL):
+        load_recipe("albef/emoji_en", *(f"{key}={json.dumps(value)}" for key, value in yaml.safe_load(block).items()))
 
 
 def test_notellm1_against_notellm2(capsys):
@@ -46,7 +56,7 @@ def test_the_prompts_of_the_page_are_those_of_the_model():
 @pytest.mark.parametrize("name", PAGES)
 def test_recipes_and_pages_that_are_named_are_there(name):
     said = page(f"docs/{name}.md")
-    assert set(re.findall(r"`(notellm2/\w+)", said)) <= set(recipes())
+    assert set(re.findall(r"[` ]((?:notellm2|clip|albef|blip|coca)/\w+)", said)) <= set(recipes())
     assert all((ROOT / "docs" / link).exists() for link in re.findall(r"\]\(([\w.]+\.md)", said))
 
 
