@@ -89,9 +89,11 @@ def loop(seed: int, data: Path, steps: int) -> dict[str, Any]:
 
 
 def _recalls(metrics: Any) -> dict[str, float]:
-    """{"style, image_to_text": R@1} of the model of a run, by cosine, all groups together."""
+    """{"style, picture to text, R@1": recall} of the model of a run, by cosine, all groups together."""
     (arm,) = metrics["arms"].values()
-    return {f"{r['subset']}, {r['protocol']}": r["recall"] for r in arm["records"] if r["k"] == 1 and r["input"] == "all"}
+    shown = {protocol: name for name, protocol in DIRECTIONS.items()}
+    records = [r for r in arm["records"] if r["k"] in (1, 10) and r["input"] == "all"]
+    return {f"{r['subset']}, {shown[r['protocol']]}, R@{r['k']}": r["recall"] for r in records}
 
 
 def bootstrap(given: argparse.Namespace) -> None:
@@ -108,7 +110,7 @@ def written(found: list[dict[str, Any]], steps: int) -> str:
     """The table of `bootstrap`."""
     protocols = sorted(found[0]["recall"]["noisy"])
     lines = [
-        f"R@1, mean ± standard deviation over {len(found)} seeds, {steps} steps of 128 pairs for each model that is evaluated.",
+        f"Recall, mean ± standard deviation over {len(found)} seeds, {steps} steps of 128 pairs for each model that is evaluated.",
         "",
         "| trained on | " + " | ".join(protocols) + " |",
         "|---|" + "---|" * len(protocols),
