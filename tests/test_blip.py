@@ -8,6 +8,7 @@ from PIL import Image
 from timm.layers import resample_abs_pos_embed
 from torch.nn import functional as F
 from transformers import BlipConfig, BlipForConditionalGeneration, BlipForImageTextRetrieval, BlipForQuestionAnswering
+from transformers.models.blip.modeling_blip_text import BlipTextLMHeadModel
 
 from tests.bert_models import (
     LOOKS,
@@ -26,6 +27,8 @@ from tests.bert_models import (
 from tests.golden_files import digest, golden
 from tools.named_weights import numbers, weight
 from zoo.abilities import Asking, Captioning, Matching, Unmasking
+from zoo.answers import rank_answers
+from zoo.captions import answer
 from zoo.collate import stack
 from zoo.errors import ZooError
 from zoo.hub import save
@@ -34,7 +37,7 @@ from zoo.models._bert_keys import SPELLINGS, entries, to_theirs
 from zoo.models._pictures import CaptionProcessor
 from zoo.registry import build
 from zoo.stages import Stage
-from zoo.types import ModalityInputs
+from zoo.types import ModalityInputs, ModelOutput
 
 WITH_ROLES = len(WORDS) + 2
 DEC, ENC = len(WORDS), len(WORDS) + 1
@@ -368,8 +371,132 @@ def test_an_answer_does_not_hear_a_questions_padding(pair):
     closest(found[1], found[0], 1e-6)
 
 
+def answering(looks):
+    """transformers' model of questions and answers, on hot weights, and ours with these.
+
+    One number says there how wide pictures are and how wide what answers read is, the states of questions; where these differ, its decoder
+    is made with a number of its own.
+    """
+    config = copy.deepcopy(CONFIG)
+    config["vision_config"] |= {"hidden_size": looks, "intermediate_size": 4 * looks}
+    config["text_config"]["encoder_hidden_size"] = looks
+    theirs = BlipForQuestionAnswering(BlipConfig(**config))
+    if looks != SIZE.width:
+        of_decoder = copy.deepcopy(theirs.config.text_config)
+        of_decoder.encoder_hidden_size = SIZE.width
+        theirs.text_decoder = BlipTextLMHeadModel(of_decoder)
+    with torch.no_grad():
+        for name, p in theirs.named_parameters():
+            p.copy_(torch.from_numpy(weight(name, p.shape)))
+    ours = blip(looks=looks, answerer=True)
+    table, missing, mapped = loaded(ours, theirs.state_dict())
+    assert set(mapped.dropped.values()) <= {"the numbers 0, 1, 2, ..."}
+    assert all(".decode." in name or name.split(".")[0] in ("head", "matches", "image_projection", "text_projection") for name in missing)
+    return theirs.eval(), ours, table
+
+
+@pytest.mark.parametrize("looks", [SIZE.width, LOOKS])
+def test_a_decoder_of_its_own_answers_as_that_of_transformers(pair, looks):
+    """Questions of one length: transformers 5.18 drops the mask of what cross-attention reads, and an answer there hears padding."""
+    image = pair[0]
+    ids, mask = some_texts([9, 9, 9], len(WORDS))
+    theirs, ours, table = answering(looks)
+    marked, answer = ids.clone(), ids[:, :5].clone()
+    marked[:, 0], answer[:, 0] = ENC, DEC
+    wanted = theirs(marked, image, decoder_input_ids=answer, attention_mask=mask.long(), labels=answer)
+    batch = batch_of(image, ids, mask)
+    asked = ours.ask(batch.inputs["text"], ours.look(batch.inputs["image"]))
+    states = theirs.text_encoder(marked, mask.long(), encoder_hidden_states=wanted.last_hidden_state)[0]
+    closest(asked.tokens, states, 1e-6)
+    logits, labels = ours.answering.caption(ModalityInputs(ids[:, :5]), ModelOutput({}, tokens={"image": asked}))
+    loss = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), label_smoothing=0.1)
+    closest(loss, wanted.loss, 1e-6)
+    loss.backward()
+    wanted.loss.backward()
+    same_gradients(ours, table, theirs, 2e-5)
+    with torch.no_grad():
+        written = theirs.text_decoder(answer, encoder_hidden_states=states).logits
+        closest(logits, written[:, :-1], 1e-6)
+        first, cache = ours.answering.next_words(answer[:, :1], asked, None)
+        closest(first, written[:, 0], 1e-6)
+        fourth, _ = ours.answering.next_words(answer[:, 1:4], asked, cache)
+        closest(fourth, written[:, 3], 1e-6)
+        if looks == SIZE.width:  # a control: the decoder of captions sees as much, and is another one
+            other, _ = ours.next_words(answer[:, :1], asked, None)
+            assert (other - first).abs().max() > 1e-2 * first.abs().max()
+
+
+ANSWERS = [[5], [6, 7], [6, 8, 9], [10, 5], [11], [5, 5, 5, 5], [12, 6], [8], [9, 9]]
+
+
+@pytest.mark.parametrize("k", [4, 128])
+@pytest.mark.parametrize("looks", [SIZE.width, LOOKS])
+def test_answers_are_ranked_as_by_transformers(pair, looks, k):
+    """As BLIP's program ranks: the k likeliest first words, then the loss of a whole answer, the label smoothing of training in it."""
+    image = pair[0]
+    ids, mask = some_texts([9, 9, 9], len(WORDS))
+    theirs, ours, _ = answering(looks)
+    marked, begin = ids.clone(), torch.full((1, 1), DEC)
+    marked[:, 0] = ENC
+    batch = batch_of(image, ids, mask)
+    with torch.no_grad():
+        found = rank_answers(
+            ours.answering, ours.ask(batch.inputs["text"], ours.look(batch.inputs["image"])), ANSWERS, end=3, k=k, smoothing=0.1
+        )
+        states = theirs.text_encoder(marked, mask.long(), encoder_hidden_states=theirs.vision_model(image).last_hidden_state)[0]
+        for row in range(3):
+            seen = states[row : row + 1]
+            firsts = theirs.text_decoder(begin, encoder_hidden_states=seen).logits[0, 0]
+            kept = torch.stack([firsts[answer[0]] for answer in ANSWERS]).topk(min(k, len(ANSWERS))).indices.tolist()
+            losses = {}
+            for i in kept:
+                given = torch.tensor([[DEC, *ANSWERS[i], 3]])
+                logits = theirs.text_decoder(given, encoder_hidden_states=seen).logits[0, :-1]
+                losses[i] = float(F.cross_entropy(logits, given[0, 1:], reduction="sum", label_smoothing=0.1))
+            order = sorted(losses, key=losses.__getitem__)
+            assert found.answers[row].tolist() == order
+            assert found.scores[row] == pytest.approx([-losses[i] for i in order], rel=1e-5)
+    assert len({tuple(row) for row in found.answers.tolist()}) > 1, "all questions are answered alike, so this shows nothing"
+
+
+@pytest.mark.parametrize("settings", [{"answerer": True}, {"vision": {"name": "tiny_image", "dim": 64, "heads": 4, "image_size": 16}}])
+def test_raw_questions_are_answered(settings):
+    """In words, from rows: the same as by hand, whether answers have a decoder of their own or that of captions writes them."""
+    torch.manual_seed(0)
+    ours = build("blip", layers=2, **settings).eval()
+    words = ["red", "a blue cat", "two"]
+    asked = [{"image": Image.new("RGB", (16, 16), colour), "text": f"which {n}"} for n, colour in enumerate(("red", "blue", "lime"))]
+    found = answer(ours, asked, words, batch_size=2)
+    batch = rows(ours, *asked)
+    states = ours.ask(batch.inputs["text"], ours.look(batch.inputs["image"]))
+    ids = [ours.vocabulary.encode(one) for one in words]
+    by_hand = rank_answers(ours.answering, states, ids, end=ours.vocabulary.roles["end"], smoothing=0.1)
+    assert [[word for word, _ in one] for one in found] == [[words[i] for i in one] for one in by_hand.answers.tolist()]
+    assert [score for one in found for _, score in one] == pytest.approx(by_hand.scores.flatten().tolist(), rel=1e-5)
+    assert [len(one) for one in answer(ours, asked, words, k=1)] == [1, 1, 1]
+    ours.drawn = ["answerer.head.bias" if ours.answerer else "trunk.blocks.0.qkv.decode.weight"]
+    with pytest.raises(ZooError, match="answers of this model would mean nothing"):
+        answer(ours, asked, words)
+    ours.drawn = ["matches.weight", *(["head.bias", "trunk.blocks.0.qkv.decode.weight"] if ours.answerer else [])]
+    assert [word for word, _ in answer(ours, asked[:1], words)[0]] == [word for word, _ in found[0]]
+    with pytest.raises(ZooError, match="row 1: a question needs a picture and a text"):
+        answer(ours, [asked[0], {"text": "which"}], words)
+    with pytest.raises(ZooError, match="a Clip writes no answers to questions: take a BLIP"):
+        answer(build("clip"), asked, words)
+
+
+def test_weights_of_questions_and_answers_come_back_as_they_were():
+    theirs, ours, table = answering(LOOKS)
+    back = to_theirs(ours.state_dict(), table)
+    state = {name: x for name, x in theirs.state_dict().items() if not name.endswith("position_ids")}
+    assert back.keys() == state.keys()
+    assert all(torch.equal(x, back[name]) for name, x in state.items())
+
+
 def test_a_question_is_no_picture_where_widths_differ():
     ours = blip()
+    with pytest.raises(ZooError, match=r"as its pictures are, and this is 64 wide: .* need a decoder of their own, answerer: true"):
+        ours.answering  # noqa: B018
     text = ModalityInputs(torch.tensor([[2, 6, 3]]))
     asked = ours.ask(text, ours.look(ModalityInputs(torch.randn(1, 3, PIXELS, PIXELS))))
     with pytest.raises(ZooError, match="it writes about what is 48 wide, as its pictures are, and this is 64 wide"):

@@ -14,7 +14,14 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from timm.layers import resample_abs_pos_embed
 from torch.nn.functional import normalize
-from transformers import BlipConfig, BlipForConditionalGeneration, BlipForImageTextRetrieval, CLIPConfig, CLIPModel
+from transformers import (
+    BlipConfig,
+    BlipForConditionalGeneration,
+    BlipForImageTextRetrieval,
+    BlipForQuestionAnswering,
+    CLIPConfig,
+    CLIPModel,
+)
 
 import zoo
 from zoo.abilities import Matching
@@ -23,12 +30,12 @@ from zoo.checkpoint import Position, random_state, save_checkpoint
 from zoo.convert import CONVERTED, convert, resampled
 from zoo.errors import Failure, ZooError
 from zoo.foreign import read_foreign
-from zoo.models import _bert_keys, clip, coca
+from zoo.models import _bert_keys, blip, clip, coca
 from zoo.models._towers import Pictures, Texts
 from zoo.registry import make
 from zoo.reranking import Library
 from zoo.sections import Decoding
-from zoo.types import Batch, ModalityInputs
+from zoo.types import Batch, ModalityInputs, ModelOutput
 from zoo.update import Step
 from zoo.vocabulary import make_vocabulary
 
@@ -293,14 +300,20 @@ SALESFORCE = (  # what transformers renamed, by the sheet of both repositories
 )
 
 
-def test_blip_of_salesforce(tmp_path):
-    theirs = heated(BlipForImageTextRetrieval(blip_config()))
-    state = {}
-    for name, x in theirs.state_dict().items():
+def as_salesforce(state):
+    """Weights of transformers' BLIP by the names of its authors."""
+    found = {}
+    for name, x in state.items():
         if name.startswith("vision_model"):
             for old, new in SALESFORCE:
                 name = name.replace(old, new)
-        state[name] = x
+        found[name] = x
+    return found
+
+
+def test_blip_of_salesforce(tmp_path):
+    theirs = heated(BlipForImageTextRetrieval(blip_config()))
+    state = as_salesforce(theirs.state_dict())
     twins = {f"{name.partition('.')[0]}_m.{name.partition('.')[2]}": x for name, x in state.items() if not name.startswith("itm_head")}
     queues = {
         "image_queue": torch.zeros(32, 8),
@@ -320,6 +333,76 @@ def test_blip_of_salesforce(tmp_path):
     said = json.loads((tmp_path / "ours" / CONVERTED).read_text())
     assert said["left"]["temp"] == pytest.approx(0.07)
     assert "text_proj_m.weight" in said["dropped"]
+
+
+WIDE = blip.SIZES["tiny"]._replace(width=192, heads=3)  # of transformers' questions and answers pictures are as wide as texts
+
+
+def of_questions():
+    """transformers' model of questions and answers, and what it says of pictures, questions and the beginnings of answers."""
+    config = blip_config().to_dict()
+    config["text_config"] |= {"hidden_size": 192, "intermediate_size": 768, "num_attention_heads": 3}
+    theirs = heated(BlipForQuestionAnswering(BlipConfig(**{key: config[key] for key in ("text_config", "vision_config")})))
+
+    def says(of):
+        asked, begun = words(), words()[:, :4]
+        asked[:, 0], begun[:, 0] = ENCODE, DECODE
+        with torch.no_grad():
+            states = of.text_encoder(asked, encoder_hidden_states=of.vision_model(pixels(32)).last_hidden_state)[0]
+            return of.text_decoder(begun, encoder_hidden_states=states).logits[:, :-1]
+
+    return theirs, says
+
+
+def answers_of(ours):
+    """The same of ours."""
+    with torch.no_grad():
+        asked = ours.ask(ModalityInputs(words()), ours.look(ModalityInputs(pixels(32))))
+        return ours.answering.caption(ModalityInputs(words()[:, :4]), ModelOutput({}, tokens={"image": asked}))[0]
+
+
+def test_blip_of_transformers_for_questions_and_back(tmp_path, monkeypatch):
+    monkeypatch.setitem(blip.SIZES, "tiny", WIDE)
+    theirs, says = of_questions()
+    theirs.save_pretrained(tmp_path / "theirs")
+    done = convert(tmp_path / "theirs", tmp_path / "ours", "vocabulary=small")
+    assert (done.model, done.program, done.settings["answerer"]) == ("blip", "hf_blip_vqa", True)
+    assert not done.dropped
+    assert all(".decode." in n or n.split(".")[0] in ("head", "image_projection", "text_projection", "matches") for n in done.drawn)
+    ours, wanted = zoo.load(tmp_path / "ours"), says(theirs)
+    assert wanted.std() > 0.1
+    close(answers_of(ours), wanted, 1e-5)  # logits are of size 10
+    assert (ours.answerer.trunk.blocks[0].ffn.fc1.weight - ours.trunk.blocks[0].ffn.fc1.weight).abs().max() > 0.1  # two BERTs
+    with pytest.raises(ZooError, match="vectors of this model would mean nothing"):
+        ours.encode([{"image": Image.new("RGB", (32, 32))}])
+    convert(tmp_path / "ours", tmp_path / "again", to="hf_blip_vqa")
+    tied = ("text_decoder.cls.predictions.decoder.weight", "text_decoder.cls.predictions.decoder.bias")
+    same_files(tmp_path / "again/model.safetensors", tmp_path / "theirs/model.safetensors", but=tied)
+    assert torch.equal(says(BlipForQuestionAnswering.from_pretrained(tmp_path / "again").eval()), wanted)
+
+
+def test_blip_of_salesforce_for_questions(tmp_path, monkeypatch):
+    monkeypatch.setitem(blip.SIZES, "tiny", WIDE)
+    theirs, says = of_questions()
+    state = as_salesforce(theirs.state_dict())
+    twins = {f"{name.partition('.')[0]}_m.{name.partition('.')[2]}": x for name, x in state.items()}
+    torch.save({"model": state | twins}, tmp_path / "model.pth")
+    done = convert(tmp_path / "model.pth", tmp_path / "ours", "vocabulary=small")
+    assert (done.program, set(done.dropped)) == ("blip_vqa", set(twins))
+    close(answers_of(zoo.load(tmp_path / "ours")), says(theirs), 1e-5)
+    del state["text_decoder.bert.encoder.layer.1.attention.output.LayerNorm.bias"]
+    torch.save(state, tmp_path / "less.pth")
+    refused(
+        tmp_path / "less.pth",
+        "has nothing for answerer.trunk.blocks.1.norm1.bias of the model blip: the file is not whole",
+        out=tmp_path / "none",
+    )
+
+
+def test_a_blip_without_a_decoder_of_answers_is_no_model_of_them(tmp_path):
+    zoo.save(zoo.build("blip"), tmp_path / "ours")
+    with pytest.raises(ZooError, match=r"hf_blip_vqa: there answers have a decoder of their own, .* this model has none, pictures"):
+        convert(tmp_path / "ours", tmp_path / "theirs", to="hf_blip_vqa")
 
 
 @pytest.fixture(scope="module")
@@ -485,7 +568,7 @@ def test_files_that_are_no_weights(tmp_path):
         refused(tmp_path / "relative.safetensors", says)
     answers = {"text_encoder.embeddings.word_embeddings.weight": torch.zeros(2), "text_decoder.bert.x": torch.zeros(2)}
     save_file(answers, tmp_path / "relative.safetensors")
-    refused(tmp_path / "relative.safetensors", "a model of questions and answers")
+    refused(tmp_path / "relative.safetensors", "an ALBEF of questions and answers")
 
 
 def test_files_that_are_none_of_torch(tmp_path):

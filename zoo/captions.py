@@ -1,4 +1,4 @@
-"""Raw pictures in, captions out."""
+"""Raw pictures in, captions out; or raw pictures and questions in, answers out."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-from zoo.abilities import Captioning, Matching, check_learned
+from zoo.abilities import Asking, Captioning, Matching, check_learned
+from zoo.answers import rank_answers
 from zoo.collate import processed, stack
 from zoo.errors import ZooError
 from zoo.generation import check_room, write
@@ -94,6 +95,55 @@ def caption(
 
 
 @torch.no_grad()
+def answer(
+    model: Any,
+    questions: Sequence[Row],
+    answers: Sequence[str],
+    *,
+    k: int = 128,
+    smoothing: float = 0.1,
+    batch_size: int = 32,
+    show_progress: bool | None = None,
+) -> list[list[tuple[str, float]]]:
+    """Which of a closed list of answers a model would write to questions about pictures, as BLIP ranks them.
+
+    Args:
+        model: A BLIP.
+        questions: Rows with ``image`` and ``text``, each read once.
+        answers: To choose from.
+        k: As of `zoo.answers.rank_answers`, how many are read to their end and come back.
+        smoothing: As of `zoo.answers.rank_answers`.
+        batch_size: Questions at a time.
+        show_progress: None: a bar when there are many and somebody watches.
+
+    Returns:
+        Of each question the answers, best first, each with the log-probability of its words.
+
+    Raises:
+        ZooError: If the model answers no questions, was converted without what it needs for them, a row has no picture or no question, or
+            an answer has no words.
+    """
+    if not isinstance(model, Asking) or not isinstance(model, Captioning):
+        raise ZooError(f"a {type(model).__name__} writes no answers to questions: take a BLIP")
+    writes: Any = model
+    own = writes.answering
+    needs = r"trunk\..*\.decode\.|head\." if own is model else r"answerer\."
+    check_learned(model, "answers", rf"embed\.|trunk\..*\.encode\.|{needs}")
+    ids = [writes.vocabulary.encode(one) for one in answers]
+    end, found = writes.vocabulary.role("end", "an answer"), []
+    writes.eval()
+    for start in progress(range(0, len(questions), batch_size), "answers", show_progress):
+        rows = [questions[i] for i in range(start, min(start + batch_size, len(questions)))]
+        if lost := [start + i for i, row in enumerate(rows) if not (row.get("text") and row.get("image") is not None)]:
+            raise ZooError(f"row {', '.join(map(str, lost[:5]))}: a question needs a picture and a text")
+        inputs = _batch(model, rows, start).inputs
+        ranked = rank_answers(own, model.ask(inputs["text"], writes.look(inputs["image"])), ids, end=end, k=k, smoothing=smoothing)
+        pairs = zip(ranked.answers.tolist(), ranked.scores.tolist(), strict=True)
+        found += [[(answers[i], score) for i, score in zip(*one, strict=True)] for one in pairs]
+    return found
+
+
+@torch.no_grad()
 def look(model: Any, pictures: Sequence[Row], first: int = 0) -> Tokens:
     """What a model makes of raw pictures: its ``look``.
 
@@ -107,5 +157,10 @@ def _inputs(model: Any, given: Sequence[Row], what: str, first: int) -> Any:
     """(B) rows of which each has ``what``, as the model takes it."""
     if lost := [i for i, row in enumerate(given, first) if not model.processor.sees(row)]:
         raise ZooError(f"row {', '.join(map(str, lost[:5]))}: there is no {what}")
+    return _batch(model, given, first).inputs[what]
+
+
+def _batch(model: Any, given: Sequence[Row], first: int) -> Batch:
+    """As the model takes it, on its device."""
     batch = Batch(stack([processed(model.processor, row, i) for i, row in enumerate(given, first)]))
-    return to_device(batch, next(model.parameters()).device).inputs[what]
+    return to_device(batch, next(model.parameters()).device)

@@ -25,7 +25,7 @@ from zoo.source import Source
 logger = logging.getLogger("zoo.convert")
 CONVERTED = "converted.json"  # beside the weights: where they come from
 KNOWN = """known are CLIP (of OpenAI, open_clip, transformers), CoCa (of open_clip), BLIP (of Salesforce, and of transformers for
-retrieval and captioning) and ALBEF (of Salesforce)"""
+retrieval, captioning and questions) and ALBEF (of Salesforce)"""
 _CLIP = {
     "openai": _clip_keys.from_open_clip,
     "open_clip": _clip_keys.from_open_clip,
@@ -58,13 +58,13 @@ def convert(
     """Read weights of another program into a model folder; or, with ``to``, write a model folder as another program reads it.
 
     Read are CLIP of OpenAI, open_clip and transformers, CoCa of open_clip, BLIP of Salesforce and of transformers (retrieval,
-    captioning), ALBEF of Salesforce. Which it is shows in the names of the weights, the size in their shapes.
+    captioning, questions and answers), ALBEF of Salesforce. Which it is shows in the names of the weights, the size in their shapes.
 
     Args:
         source: A file, or a folder with a ``config.json``; with ``to``, a run folder.
         out: A folder that does not exist yet.
         *overrides: Settings of the model in the place of those that were inferred: ``"activation=gelu"``, ``"vocabulary=DIR"``.
-        to: ``open_clip``, ``hf_clip``, ``hf_blip_retrieval`` or ``hf_blip_captioning``.
+        to: ``open_clip``, ``hf_clip``, ``hf_blip_retrieval``, ``hf_blip_captioning`` or ``hf_blip_vqa``.
         image_size: The side of pictures, a multiple of that of a patch: positions are resized to it by bicubic interpolation. None: as
             the weights have it.
         logit_scale: With ``to``, the logarithm that CLIP multiplies cosines by, which here belongs to the objective; None: that of
@@ -169,8 +169,10 @@ def _relative(state: Mapping[str, Tensor]) -> str:
         return "a SigLIP"
     if any(name.startswith("cls_head.") for name in state):
         return "a model with a head of classes, fine-tuned for one task: take the one that it was made from"
-    if "itm_head.weight" not in state and all(any(n.startswith(side) for n in state) for side in ("text_encoder.", "text_decoder.")):
-        return "a model of questions and answers, fine-tuned for that: take the one that it was made from"
+    reads = "text_encoder.encoder.layer.0.crossattention.self.query.weight" in state  # of BLIP all blocks do
+    sides = all(any(name.startswith(side) for name in state) for side in ("text_encoder.", "text_decoder."))
+    if "itm_head.weight" not in state and sides and not reads:
+        return "an ALBEF of questions and answers, fine-tuned for that: take the one that it was made from"
     return ""
 
 

@@ -62,6 +62,8 @@ def bert_settings(program: Program, foreign: Foreign) -> tuple[str, dict[str, An
     settings: dict[str, Any] = {"size": size, "vision": vision, "vocab_size": rows, "layers": blocks}
     if (proj := state.get("vision_proj.weight")) is not None:
         settings["dim"] = len(proj)
+    if said.answerer is not None:
+        settings["answerer"] = True
     if name == "albef":
         settings["ends"] = False  # as its authors' tokenizer
     settings |= _reads(cross, blocks, name)

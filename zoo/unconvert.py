@@ -187,6 +187,11 @@ def _hf_blip(program: _bert_keys.Program, architecture: str) -> Callable[[Any, M
     def write(model: Any, state: Mapping[str, Tensor], _: float) -> Written:
         _check(model, Blip, program, "a BLIP")
         vision, shape, roles = model.vision, model.trunk.shape, model.vocabulary.roles
+        if program == "hf_blip_vqa" and (model.answerer is None or vision.dim != shape.dim):
+            raise ZooError(
+                f"{program}: there answers have a decoder of their own, and pictures are as wide as texts; this model has "
+                f"{'none' if model.answerer is None else 'one'}, pictures {vision.dim} wide and texts {shape.dim}"
+            )
         table = _bert_keys.entries_of(program, state)
         known, own = ({name for name in names if name.startswith("vision.")} for names in ((entry.ours for entry in table), state))
         if not isinstance(vision, TimmEncoder) or known != own:
@@ -230,6 +235,7 @@ TARGETS: Mapping[str, Callable[[Any, Mapping[str, Tensor], float], Written]] = {
     "hf_clip": _hf_clip,
     "hf_blip_retrieval": _hf_blip("hf_blip_retrieval", "BlipForImageTextRetrieval"),
     "hf_blip_captioning": _hf_blip("hf_blip_captioning", "BlipForConditionalGeneration"),
+    "hf_blip_vqa": _hf_blip("hf_blip_vqa", "BlipForQuestionAnswering"),
 }
 
 

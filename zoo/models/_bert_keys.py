@@ -12,7 +12,8 @@ from torch import Tensor
 from zoo.errors import ZooError
 
 Program = Literal[
-    "albef", "albef_retrieval", "blip", "blip_retrieval", "blip_captioning", "hf_blip_retrieval", "hf_blip_captioning"
+    "albef", "albef_retrieval", "blip", "blip_retrieval", "blip_captioning", "blip_vqa", "hf_blip_retrieval", "hf_blip_captioning",
+    "hf_blip_vqa",
 ]  # fmt: skip
 
 
@@ -24,6 +25,7 @@ class Spelling(NamedTuple):
     words: str | None  # of what predicts words
     banked: bool  # reading and writing have a self-attention each
     vision: Literal["timm", "transformers"]  # whose names the picture encoder has
+    answerer: str | None = None  # of a whole BERT, beside the one that reads, which writes answers to questions
 
 
 SPELLINGS: Mapping[Program, Spelling] = {
@@ -32,11 +34,13 @@ SPELLINGS: Mapping[Program, Spelling] = {
     "blip": Spelling("text_encoder.", "text_decoder.bert.", "text_decoder.cls.predictions.", True, "timm"),
     "blip_retrieval": Spelling("text_encoder.", None, None, True, "timm"),
     "blip_captioning": Spelling(None, "text_decoder.bert.", "text_decoder.cls.predictions.", True, "timm"),
+    "blip_vqa": Spelling("text_encoder.", None, None, True, "timm", "text_decoder."),
     "hf_blip_retrieval": Spelling("text_encoder.", None, None, True, "transformers"),
     "hf_blip_captioning": Spelling(None, "text_decoder.bert.", "text_decoder.cls.predictions.", True, "transformers"),
+    "hf_blip_vqa": Spelling("text_encoder.", None, None, True, "transformers", "text_decoder."),
 }
 LEFT: Mapping[str, str] = {  # names of which nothing is kept, and why
-    r"(visual_encoder|text_encoder|vision_proj|text_proj)_m\.": "the momentum twin of training",
+    r"(visual_encoder|text_encoder|text_decoder|vision_proj|text_proj)_m\.": "the momentum twin of training",
     r"(image|text|idx)_queue$": "a queue of training",
     r"(queue_ptr|ptr_queue)$": "the place in a queue of training",
     r"temp$": "the temperature, which the objective has",
@@ -73,6 +77,8 @@ def spelling_of(names: Collection[str]) -> Program:
     if has(f"text_encoder.bert.{words}"):
         return "albef"
     if has(f"text_encoder.{words}"):
+        if has(f"text_decoder.bert.{words}") and not has("itm_head.weight"):
+            return "hf_blip_vqa" if hf else "blip_vqa"
         if has(f"text_decoder.bert.{words}") and not hf:
             return "blip"
         if not has("text_encoder.encoder.layer.0.crossattention.self.query.weight"):
@@ -107,14 +113,12 @@ def entries(program: Program | Spelling, *, layers: int, cross_layers: Collectio
     found = [*_vision(said.vision, blocks), *_embeddings(said, typed=not said.banked)]
     for i in range(layers):
         found += _layer(said, i, cross=i in cross_layers)
-    if said.encoder is not None:
+    if said.answerer is not None:
+        found += _answerer(said.answerer, layers)
+    elif said.encoder is not None:
         for ours, each in (("image_projection", "vision_proj"), ("text_projection", "text_proj"), ("matches", "itm_head")):
             found += _both(ours, [(each,)])
-    if said.words is not None:
-        for ours, each in (("head.dense", "dense"), ("head.norm", "LayerNorm")):
-            found += _both(ours, [(f"{said.words}transform.{each}",)])
-        found.append(Entry("head.bias", ((f"{said.words}bias",), (f"{said.words}decoder.bias",))))
-    return found
+    return found + _head(said)
 
 
 def to_ours(theirs: Mapping[str, Tensor], table: Sequence[Entry]) -> Mapped:
@@ -122,7 +126,7 @@ def to_ours(theirs: Mapping[str, Tensor], table: Sequence[Entry]) -> Mapped:
 
     Raises:
         ZooError: If a parameter that the table knows is there in parts, is not finite, or is in two places with two values: BLIP's encoder
-            and decoder share most of theirs, which a fine-tuning for questions and answers gives up.
+            and decoder share most of theirs, but of a fine-tuning for questions and answers.
     """
     state: dict[str, Tensor] = {}
     absent: list[str] = []
@@ -152,6 +156,25 @@ def to_theirs(ours: Mapping[str, Tensor], table: Sequence[Entry]) -> dict[str, T
         for place in entry.theirs:
             state.update(zip(place, (part.clone() for part in ours[entry.ours].chunk(len(place))), strict=True))
     return state
+
+
+def _answerer(prefix: str, layers: int) -> list[Entry]:
+    """A BERT that writes, all of whose blocks read."""
+    said = Spelling(None, f"{prefix}bert.", f"{prefix}cls.predictions.", False, "timm")
+    found = [*_embeddings(said, typed=False), *_head(said)]
+    for i in range(layers):
+        found += _layer(said, i, cross=True)
+    return [entry._replace(ours=f"answerer.{entry.ours}") for entry in found]
+
+
+def _head(said: Spelling) -> list[Entry]:
+    """What predicts words."""
+    if said.words is None:
+        return []
+    found = []
+    for ours, each in (("head.dense", "dense"), ("head.norm", "LayerNorm")):
+        found += _both(ours, [(f"{said.words}transform.{each}",)])
+    return [*found, Entry("head.bias", ((f"{said.words}bias",), (f"{said.words}decoder.bias",)))]
 
 
 def _both(ours: str, theirs: Sequence[tuple[str, ...]]) -> list[Entry]:

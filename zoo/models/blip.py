@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-import torch
 from torch import Tensor, nn
 
+from zoo.abilities import Captioning
 from zoo.config import EncoderSpec, FusionSpec, Positive
 from zoo.errors import ZooError
 from zoo.joints import compose
+from zoo.models._answerer import Answerer, following, spoken
 from zoo.models._bert import (
     Embedding,
     Size,
@@ -34,7 +35,6 @@ from zoo.vocabulary import Vocabulary, make_vocabulary
 JOINTS: dict[str, str | None] = {"trunk": "cross_attention", "schedule": "joint"}
 BERT = "google-bert/bert-base-uncased"
 BANKS = dict.fromkeys(("qkv", "out", "norm1"), ("encode", "decode"))  # reading and writing share all but self-attention
-IGNORED = -100  # a label that no loss counts
 _BASE = Size(768, 12, 12, 30, 512, 256, 0.1, 0.02, BERT, picture_encoder("vit_base_patch16_224", 224))
 SIZES = {
     "tiny": Size(64, 4, 4, 24, 64, 64, 0.0, 64**-0.5, "small", {"name": "image_transformer", "arch": "tiny"}),
@@ -56,6 +56,7 @@ class Blip(PictureTextModel):
         processor: Raw row to inputs.
         dim: Width of the embeddings.
         prompt: What captions begin with, "" for nothing.
+        answerer: Whether answers to questions have a decoder of their own.
 
     Raises:
         ZooError: If the vocabulary lacks a special word.
@@ -76,10 +77,12 @@ class Blip(PictureTextModel):
         dim: int,
         *,
         prompt: str = "",
+        answerer: bool = False,
     ) -> None:
         super().__init__(vision, vocabulary, schedule, processor, dim)
         pad, self._encodes = vocabulary.role("pad", "blip"), vocabulary.role("encode", "blip")
-        self.prompt, self.room = [vocabulary.role("decode", "blip"), *vocabulary.encode(prompt)], size.places
+        self.prompt: Sequence[int] = [vocabulary.role("decode", "blip"), *vocabulary.encode(prompt)]
+        self.room = size.places
         self.embed = Embedding(rows, size.places, size.width, pad=pad, typed=False, dropout=size.dropout, init=size.init)
         cross = [number for number, does in enumerate(reads) if does]
         self.trunk = Trunk(shape_of(size, self.vision.dim), size.layers, cross_layers=cross, banks=BANKS)
@@ -87,6 +90,7 @@ class Blip(PictureTextModel):
         self.image_projection = drawn(nn.Linear(self.vision.dim, dim), self.vision.dim**-0.5)
         self.text_projection = drawn(nn.Linear(size.width, dim), size.width**-0.5)
         self.matches = drawn(nn.Linear(size.width, 2), size.init)
+        self.answerer = Answerer(rows, size, pad=pad, decode=self.prompt[0]) if answerer else None
 
     def read(self, text: ModalityInputs) -> Tokens:
         """The text alone: ids (B, N) to tokens (B, N, D), ``pooled`` at the first; of a row without text nothing."""
@@ -109,29 +113,30 @@ class Blip(PictureTextModel):
     def ask(self, question: ModalityInputs, seen: Tokens) -> Tokens:
         """The states of a question (B, N) of which the first id says that a picture is read, too; (B, N, D), ``pooled`` at the first.
 
-        Answers are written from them by `next_words` and `caption` where pictures are as wide as texts, as with ViT-B: in BLIP's own
-        fine-tuning the answering decoder begins as this one and parts from it then.
+        Answers are written from them by `answering`.
         """
         held = self.hold(question, seen)
         x = self._fused(held, seen)  # (B, N, D)
         return held._replace(tokens=x, pooled=x[:, 0])
+
+    @property
+    def answering(self) -> Captioning:
+        """What writes answers from what `ask` gives: a decoder of its own, as in BLIP's fine-tuning, or without one this model itself.
+
+        Raises:
+            ZooError: If it is this model, and pictures are not as wide as texts.
+        """
+        if self.answerer is not None:
+            return self.answerer
+        self._check_wide(self.trunk.shape.dim)
+        return self
 
     def caption(self, text: ModalityInputs, out: ModelOutput) -> tuple[Tensor, Tensor]:
         """Logits (B, T, V) of the next words of texts, each given those before it and the picture, and which they are (B, T).
 
         A prompt stands before the words, and is not counted; nor is a row without a picture.
         """
-        seen, mask = out.tokens["image"], real(text)
-        begins = torch.tensor(self.prompt, device=text.values.device).expand(len(mask), -1)
-        ids = torch.cat([begins, text.values[:, 1:]], 1)  # (B, T + 1): the id that opened the text makes room
-        mask = torch.cat([mask[:, :1].expand_as(begins), mask[:, 1:]], 1)
-        counted = mask & seen.present[:, None]
-        labels = ids.masked_fill(~counted, IGNORED)
-        labels[:, : len(self.prompt)] = IGNORED
-        hidden = run(
-            self.trunk, self.embed(ids[:, :-1]), mask[:, :-1], route="decode", attend="causal", memory=seen.tokens, memory_mask=seen.mask
-        )
-        return self.head(hidden, self.embed.words), labels[:, 1:]  # (B, T, V), (B, T)
+        return spoken(self.embed, self.trunk, self.head, self.prompt, text, out.tokens["image"])
 
     def next_words(self, ids: Tensor, seen: Tokens, cache: Cache | None) -> tuple[Tensor, Cache]:
         """Logits (B, V) of the word after ids (B, T), which go on from what the cache holds; and the new cache.
@@ -139,17 +144,15 @@ class Blip(PictureTextModel):
         Raises:
             ZooError: If what is seen is not as wide as pictures are.
         """
-        kept = cache or Cache()
-        if seen.tokens.shape[-1] != self.vision.dim:
+        self._check_wide(seen.tokens.shape[-1])
+        return following(self.embed, self.trunk, self.head, ids, seen, cache)
+
+    def _check_wide(self, width: int) -> None:
+        if width != self.vision.dim:
             raise ZooError(
-                f"blip: it writes about what is {self.vision.dim} wide, as its pictures are, and this is {seen.tokens.shape[-1]} wide: "
-                "answers to questions need a picture encoder that is as wide as texts"
+                f"blip: it writes about what is {self.vision.dim} wide, as its pictures are, and this is {width} wide: answers to "
+                "questions need a decoder of their own, answerer: true, or a picture encoder that is as wide as texts"
             )
-        x = self.embed(ids, kept.length)  # (B, T, D)
-        found = self.trunk(x, route="decode", attend="causal", memory=seen.tokens, memory_mask=seen.mask, cache=kept)
-        assert isinstance(found, tuple)
-        hidden, after = found
-        return self.head(hidden[:, -1], self.embed.words), after
 
     def _fused(self, held: Tokens, seen: Tokens) -> Tensor:
         return run(self.trunk, held.tokens, held.mask, route="encode", memory=seen.tokens, memory_mask=seen.mask)  # (B, N, D)
@@ -177,6 +180,7 @@ def blip(
     length: Positive | None = None,
     dim: Positive | None = None,
     prompt: str = "",
+    answerer: bool = False,
     fusion: FusionSpec = "cross_attention",
 ) -> Blip:
     """BLIP: vectors of pictures and of texts, matching of both, and captions, by one BERT that shares all but its self-attention.
@@ -196,6 +200,8 @@ def blip(
         dim: Width of the vectors.
         prompt: What captions begin with, in training and after; its words are no part of the loss. BLIP fine-tunes to write captions with
             "a picture of".
+        answerer: A decoder of their own for answers to questions, as BLIP's fine-tuning for these has it; where pictures are as wide as
+            texts, as with ViT-B, the decoder of captions can answer, too.
         fusion: Plug-ins for the joints trunk and schedule; ``from_layer`` of ``cross_attention`` is the first block that reads pictures.
 
     Raises:
@@ -215,4 +221,4 @@ def blip(
     processor = PictureTextProcessor(looks.processor, CaptionProcessor(words, of.length))
     trunk, schedule = joints.make("trunk", of.layers, 0), joints.make("schedule", ["image", "text"], of.dim, 0)
     reads = [trunk.reads(number) for number in range(of.layers)]
-    return Blip(looks, of, rows, reads, words, schedule, processor, of.dim, prompt=prompt)
+    return Blip(looks, of, rows, reads, words, schedule, processor, of.dim, prompt=prompt, answerer=answerer)
