@@ -30,6 +30,7 @@ from transformers import (
 )
 
 from zoo.collate import stack
+from zoo.data._collection import decode
 from zoo.encoders import _open_clip, clip_vit_b16
 from zoo.encoders._audio import LogMel
 from zoo.encoders._hf_vision import HfVisionEncoder, family_processor, vision_model
@@ -567,6 +568,31 @@ def test_image_from_anywhere_is_the_same(tmp_path):
 @pytest.mark.parametrize("mode", ["L", "LA", "RGBA", "P", "CMYK", "1", "I;16"])
 def test_image_of_any_mode(mode):
     assert ImageProcessor(16)(Image.new(mode, (20, 20))).values.shape == (3, 16, 16)
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+def test_what_is_transparent_is_white_as_in_data_sets(mode, tmp_path):
+    picture = Image.new("RGBA", (20, 20), (0, 0, 0, 0))
+    picture.paste((0, 0, 0, 255), (0, 0, 10, 20))
+    (picture.quantize(4) if mode == "P" else picture.convert(mode)).save(tmp_path / "a.png")
+    processor = ImageProcessor(20, mean=(0, 0, 0), std=(1, 1, 1))
+    values = processor(tmp_path / "a.png").values
+    assert values.mean((0, 1)).tolist() == [0] * 10 + [1] * 10
+    for thing in (decode(str(tmp_path / "a.png"), None), (tmp_path / "a.png").read_bytes(), Image.open(tmp_path / "a.png")):
+        assert torch.equal(processor(thing).values, values)
+
+
+def test_16_bits_of_grey_are_not_cut_to_white(tmp_path):
+    grey = np.linspace(0, 65535, 400).astype(np.uint16).reshape(20, 20)
+    Image.fromarray(grey).save(tmp_path / "a.png")
+    values = ImageProcessor(20, mean=(0, 0, 0), std=(1, 1, 1))(tmp_path / "a.png").values
+    np.testing.assert_allclose(values, np.broadcast_to(grey / 65535, (3, 20, 20)), atol=1 / 255)
+    np.testing.assert_array_equal(np.asarray(decode(str(tmp_path / "a.png"), None))[..., 0], grey >> 8)
+
+
+def test_a_picture_without_pixels():
+    with pytest.raises(ZooError, match=r"a PIL image of mode RGB: no image that can be decoded \(0 x 5 pixels are none\)"):
+        ImageProcessor(16)(Image.new("RGB", (0, 5)))
 
 
 def test_squash_crops_nothing():

@@ -6,6 +6,7 @@ import re
 import struct
 from pathlib import Path
 
+import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 MOST_PIXELS = 1 << 26  # a picture of 8192 x 8192: more is a mistake or an attack, and 200 MB of memory in every worker
@@ -18,9 +19,22 @@ def check_size(picture: Image.Image) -> None:
 
     Raises:
         Image.DecompressionBombError: If it has more than `MOST_PIXELS` pixels.
+        ValueError: If it has none.
     """
+    if not picture.width * picture.height:
+        raise ValueError(f"{picture.width} x {picture.height} pixels are none")
     if picture.width * picture.height > MOST_PIXELS:
         raise Image.DecompressionBombError(f"{picture.width} x {picture.height}")
+
+
+def in_colours(picture: Image.Image) -> Image.Image:
+    """The picture in RGB: what is transparent becomes white, and of 16 bits of grey the higher 8 stay, where Pillow would cut to white."""
+    if picture.has_transparency_data:
+        above = picture.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", above.size, "white"), above).convert("RGB")
+    if picture.mode.startswith("I;16"):
+        picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
+    return picture.convert("RGB")
 
 
 def why(error: Exception) -> str:

@@ -24,7 +24,7 @@ from PIL import Image
 from zoo.data._folder import FIELDS, SAID, Loaded, find, read_table
 from zoo.data._mining import Mine, mine, none_left
 from zoo.errors import ZooError, unknown
-from zoo.pictures import MOST_PIXELS, UNDECODABLE, check_size
+from zoo.pictures import MOST_PIXELS, UNDECODABLE, check_size, in_colours
 from zoo.types import Row
 
 logger = logging.getLogger("zoo.data")
@@ -88,10 +88,7 @@ def decode(image: bytes | str, folder: Path | None) -> Image.Image:
     """
     with Image.open(BytesIO(image) if isinstance(image, bytes) else (folder or Path()) / image) as opened:
         check_size(opened)
-        if not opened.has_transparency_data:
-            return opened.convert("RGB")
-        above = opened.convert("RGBA")
-    return Image.alpha_composite(Image.new("RGBA", above.size, "white"), above).convert("RGB")
+        return in_colours(opened)
 
 
 def decodes(image: bytes | str, folder: Path | None) -> bool:

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from zoo.errors import ZooError
-from zoo.pictures import MOST_PIXELS, TOO_LARGE, UNDECODABLE, check_size
+from zoo.pictures import MOST_PIXELS, TOO_LARGE, UNDECODABLE, check_size, in_colours
 from zoo.types import ModalityInputs
 
 Colour = tuple[float, float, float]
@@ -25,6 +25,8 @@ _FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BI
 
 class ImageProcessor:
     """PIL image, bytes or path to (3, size, size) float32: resize, centre crop, normalise. Nothing in it is random.
+
+    What is transparent is white, as in data sets.
 
     Args:
         size: Height and width of the result.
@@ -101,10 +103,10 @@ def _open(thing: Any) -> Image.Image:
     try:
         if source is None:
             check_size(thing)
-            return thing.convert("RGB")
+            return in_colours(thing)
         with Image.open(source) as picture:
             check_size(picture)
-            return picture.convert("RGB")
+            return in_colours(picture)
     except TOO_LARGE as e:
         raise ZooError(f"{name}: more than {MOST_PIXELS} pixels: make the image smaller ({e})") from e
     except UNDECODABLE as e:
