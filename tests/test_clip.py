@@ -219,6 +219,19 @@ class TestModel:
         np.testing.assert_array_equal(again.encode([{"image": RED}]), model.encode([{"image": RED}]))
         assert again.similarity(again.encode(["a", "b"]), again.encode([{"image": RED}])).shape == (2, 1)
 
+    @pytest.mark.parametrize("thing", [np.zeros((9, 9, 3), np.uint8), b""])
+    def test_what_is_no_picture(self, thing):
+        model = build("clip")
+        model.trained = True
+        with pytest.raises(ZooError, match=r"row 0: (ndarray is no image: give a PIL image|0 bytes .* no image that can be decoded)"):
+            model.encode([{"image": thing}])
+
+    def test_half_of_a_character_is_no_text(self):
+        model = build("clip")
+        model.trained = True
+        with pytest.raises(ZooError, match=r"row 0: text: at place 2 of 'a \\ud83d' stands half of a character"):
+            model.encode([{"text": "a \ud83d"}])
+
     def test_learns_from_wide_embeddings(self):
         std = build("clip").text.model.token_embedding.weight.std()
         assert std.item() == pytest.approx(64**-0.5, rel=0.05)

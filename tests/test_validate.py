@@ -1,5 +1,6 @@
 """``zoo validate``: shapes without weights, memory against what a real step takes, rates and lengths, and every shipped recipe."""
 
+import importlib
 import json
 from functools import cache
 from pathlib import Path
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from PIL import Image
 from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
 
@@ -197,7 +199,7 @@ class TestMemory:
         optimizer = make_optimizer(real, recipe.optimizer)
         real(batch).total.backward()
         optimizer.step()
-        found = memory(empty, Kept(0, 0, 0), Kept(0, 0, 0), checkpointing=False, processes=1, shard=False)
+        found = memory(empty, Kept(0, 0, ()), Kept(0, 0, ()), checkpointing=False, processes=1, shard=False)
         assert found.weights == sum(x.nbytes for x in [*real.parameters(), *real.buffers()])
         assert found.gradients == sum(p.grad.nbytes for p in real.parameters() if p.grad is not None)
         assert found.optimizer == sum(x.nbytes for state in optimizer.state.values() for x in state.values())
@@ -214,7 +216,7 @@ class TestMemory:
         storages = {x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for x in held.values()}
         estimated = walk(empty, batch, recipe.run.precision)[1]
         assert estimated.saved == pytest.approx(sum(size for at, size in storages.items() if at not in weights), rel=0.01)
-        assert estimated.blocks == (1 if checkpointing else 0)
+        assert sum(estimated.calls) > 0
 
     def test_casts_are_those_of_trained_weights(self, both):
         recipe, real, _, batch = both
@@ -229,9 +231,26 @@ class TestMemory:
         assert found["with gradient_checkpointing"].activations < 0.6 * found["as the recipe says"].activations
         assert list(validate(tiny("run.gradient_checkpointing=true")).memory) == ["as the recipe says"]
 
+    @pytest.mark.parametrize("name", ["clip", "albef", "blip", "coca"])
+    def test_checkpointing_of_pictures_and_texts_is_by_block(self, name, monkeypatch):
+        """What is told is what stays, and of one block, and not of a whole tower, what is computed again."""
+        models = importlib.import_module(f"zoo.models.{name}")
+        tiny = models.SIZES["tiny"]
+        deep = (
+            {"pictures": tiny.pictures._replace(layers=12)}
+            if name in ("clip", "coca")
+            else {"vision": {"name": "timm:vit_tiny_patch16_224", "image_size": 64}}
+        )
+        monkeypatch.setitem(models.SIZES, "tiny", tiny._replace(**deep))
+        with_text = {} if name in ("clip", "coca") else {"layers": 12}
+        recipe = load_recipe(f"{name}/emoji_en", f"model={json.dumps({'name': name} | with_text)}", "run.batch_size=64")
+        memory = validate(recipe, rows=16).memory
+        whole, less = (memory[way].activations for way in ("as the recipe says", "with gradient_checkpointing"))
+        assert less < 0.5 * whole
+
     def test_the_ways_to_share(self, both):
         *_, empty, _ = both
-        once, again = Kept(1000, 0, 0), Kept(100, 50, 3)
+        once, again = Kept(1000, 0, (300, 200, 700)), Kept(100, 50, (0, 0, 60))
 
         def of(**how):
             return memory(empty, once, again, **({"checkpointing": False, "processes": 1, "shard": False} | how))
@@ -273,6 +292,15 @@ class TestRows:
         report = validate(tiny(model=TINY["model"] | {"max_tokens": 20}))
         assert report.texts.limit == 20
         assert 0 < report.texts.cut <= 32
+
+    @pytest.mark.parametrize("length, cut", [(4, 2), (7, 1), (8, 1), (9, 0), (32, 0)])
+    def test_captions_that_are_cut(self, length, cut, monkeypatch):
+        said = ["red shoes", "a grey coat", "", "blue cup and plate red coat"]  # the last one of 9 ids
+        rows = iter([{"id": i, "image": Image.new("RGB", (9, 9)), "text": text} for i, text in enumerate(said)])
+        monkeypatch.setattr("zoo.opened._made_up_caption", lambda i, random: next(rows))
+        recipe = load_recipe("clip/emoji_en", f"model.length={length}")
+        texts = validate(recipe, rows=4).texts
+        assert (texts.limit, texts.cut, texts.longest) == (length, cut, min(length, 9))
 
     def test_a_model_without_eyes(self):
         report = validate(tiny(model=TINY["model"] | {"fusion": "text_only"}))

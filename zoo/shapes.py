@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers.modeling_layers import GradientCheckpointingLayer
 
 from zoo.distributed import blocks_of
 from zoo.errors import ZooError
@@ -37,7 +36,7 @@ class Kept(NamedTuple):
 
     saved: int  # bytes of the distinct tensors that autograd keeps, weights left out
     casts: int  # bytes of the weights that autocast holds in its own precision until the forward pass ends
-    blocks: int  # how many layers are computed again in the backward pass, one at a time
+    calls: tuple[int, ...]  # of that what each call of a module left, in the order in which they end; 0 where it is computed again
 
 
 class Memory(NamedTuple):
@@ -133,10 +132,12 @@ def walk(step: Step, batch: Batch, precision: Precision = "no", *, deep: bool = 
     lines: list[Line] = []
     held: dict[int, Tensor] = {}  # the tensors too: else the place of one that is gone is taken for it
     weights = {_storage(p) for p in step.parameters()}
+    saved, began, calls = [0], list[int](), list[int]()  # bytes so far, of the calls that run now, and of those that have ended
 
     def pack(x: Tensor) -> Tensor:
-        if _storage(x) not in weights:
+        if _storage(x) not in weights and _storage(x) not in held:
             held[_storage(x)] = x
+            saved[0] += x.untyped_storage().nbytes()
         return x
 
     casts = _Casts(step.parameters())
@@ -148,6 +149,9 @@ def walk(step: Step, batch: Batch, precision: Precision = "no", *, deep: bool = 
         for name, module in step.model.named_modules()
         if deep or "." not in name
     ]
+    for module in step.model.modules():
+        handles.append(module.register_forward_pre_hook(lambda *_: began.append(saved[0])))
+        handles.append(module.register_forward_hook(lambda *_: calls.append(saved[0] - began.pop())))
     try:
         with running(precision), casts, torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
             loss = step(batch)
@@ -156,8 +160,7 @@ def walk(step: Step, batch: Batch, precision: Precision = "no", *, deep: bool = 
             handle.remove()
     assert loss.total.requires_grad, "something is trained"
     lines.append(Line("loss", {}, _shapes({"total": loss.total, **loss.parts})))
-    blocks = sum(isinstance(m, GradientCheckpointingLayer) and m.gradient_checkpointing for m in step.modules())
-    return lines, Kept(sum(x.untyped_storage().nbytes() for x in held.values()), sum(casts.bytes.values()), blocks)
+    return lines, Kept(saved[0], sum(casts.bytes.values()), tuple(calls))
 
 
 def memory(step: Step, once: Kept, again: Kept, *, checkpointing: bool, processes: int, shard: bool, moments: int = 2) -> Memory:
@@ -180,7 +183,7 @@ def memory(step: Step, once: Kept, again: Kept, *, checkpointing: bool, processe
         weights, gradients, optimizer = -(-weights // processes) + 2 * largest, -(-gradients // processes), -(-optimizer // processes)
     elif processes > 1:
         gradients *= 2
-    block = (once.saved - again.saved) // max(again.blocks, 1)
+    block = max((own for own, left in zip(once.calls, again.calls, strict=True) if left == 0), default=0)
     return Memory(weights, gradients, optimizer, again.saved + max(block, again.casts) if checkpointing else once.saved)
 
 

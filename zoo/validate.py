@@ -17,6 +17,7 @@ from zoo.config import hints_of, part_kind, parts_in, settings, split_spec
 from zoo.errors import ZooError
 from zoo.fetch import hub_cache, located
 from zoo.models._notes import NoteProcessor
+from zoo.models._pictures import CaptionProcessor, PictureTextProcessor
 from zoo.opened import open_rows
 from zoo.recipe import Recipe
 from zoo.registry import entry, lookup
@@ -42,7 +43,7 @@ class Texts(NamedTuple):
 
     median: int
     longest: int
-    limit: int | None  # without the last words, which are never cut; None: the model has no such limit
+    limit: int | None  # of notes without the last words, which are never cut; None: the model has no such limit
     cut: int  # rows that are shortened
 
 
@@ -195,6 +196,11 @@ def _texts(processor: Any, rows: Sequence[Row], batch: Batch) -> Texts:
         return Texts(0, 0, None, 0)
     lengths = text.mask.sum(1) if text.mask is not None else torch.full((len(text.values),), text.values.shape[1])
     found = Texts(int(lengths.median()), int(lengths.max()), None, 0)
+    if isinstance(processor, PictureTextProcessor) and isinstance(processor.text, CaptionProcessor):
+        reads = copy(processor.text)
+        reads.length = _UNCUT
+        whole = torch.tensor([len(reads(row["text"]).values) if row.get("text") else 0 for row in rows])
+        return found._replace(limit=processor.text.length, cut=int((whole > lengths).sum()))
     if not isinstance(processor, NoteProcessor):
         return found
     uncut = copy(processor)

@@ -105,7 +105,7 @@ def fetch(
 def _written(report: Report) -> str:
     """The report as lines for a reader."""
     texts, contrast = report.texts, report.contrast
-    limit = f"at most {texts.limit} before the last words, {texts.cut} rows are cut" if texts.limit is not None else "no limit"
+    limit = f"at most {texts.limit}, {texts.cut} rows are cut" if texts.limit is not None else "no limit"
     lines = [f"NOTE {note}" for note in report.notes]
     lines += ["", f"rows      {report.rows} ({report.data})"]
     lines += ["missing   " + ", ".join(f"{key} {share:.0%}" for key, share in report.missing.items())]

@@ -28,6 +28,8 @@ class OpenClipEncoder(nn.Module):
         portable: What `portable` gives.
     """
 
+    by_block = True  # activations can be recomputed so
+
     def __init__(
         self,
         visual: open_clip.transformer.VisionTransformer,
@@ -60,6 +62,10 @@ class OpenClipEncoder(nn.Module):
         )
         (patches,), (prefix,) = found["image_intermediates"], found["image_intermediates_prefix"]
         return read(prefix, patches, has_cls=True, keep_cls=self._keep_cls)
+
+    def checkpoint_gradients(self) -> None:
+        """Recompute the activations of each block in the backward pass instead of keeping them."""
+        self.model.set_grad_checkpointing()
 
     def portable(self) -> dict[str, Any]:
         """The settings that rebuild it without a network, for weights that come from elsewhere."""

@@ -64,6 +64,16 @@ class TimmEncoder(nn.Module):
         patches, prefix = found if isinstance(found, tuple) else (found, None)
         return read(prefix, patches, has_cls=self._has_cls, keep_cls=self._keep_cls, pool=self._pool)
 
+    @property
+    def by_block(self) -> bool:
+        """Whether the activations of one block at a time can be recomputed."""
+        return self._is_vit and "grad_checkpointing" in vars(self.model)
+
+    def checkpoint_gradients(self) -> None:
+        """Recompute the activations of each block in the backward pass instead of keeping them, where that can be."""
+        if self.by_block:
+            self.model.set_grad_checkpointing()
+
     def portable(self) -> dict[str, Any]:
         """The settings that rebuild it without a network, for weights that come from elsewhere."""
         return dict(self._portable)

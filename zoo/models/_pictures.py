@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -40,10 +40,14 @@ class CaptionProcessor:
         """One text.
 
         Raises:
-            ZooError: If it is none.
+            ZooError: If it is none, or holds halves of characters.
         """
         if not isinstance(thing, str):
             raise ZooError(f"text: a {type(thing).__name__} is no text: write a string")
+        try:
+            thing.encode()
+        except UnicodeEncodeError as e:  # which JSON lets in, and no tokenizer takes
+            raise ZooError(f"text: at place {e.start} of {thing[:40]!a} stands half of a character: leave it out") from e
         pieces = self.vocabulary.encode(thing)[: self.length - 1 - len(self._end)]
         ids = torch.tensor([self._start, *pieces, *self._end])
         return ModalityInputs(ids, torch.ones(len(ids), dtype=torch.bool))
@@ -86,6 +90,18 @@ class PictureTextProcessor:
         return row.get("image") is not None or bool(row.get("text"))
 
 
+@runtime_checkable
+class ByBlock(Protocol):
+    """A tower that may recompute one block at a time."""
+
+    @property
+    def by_block(self) -> bool:
+        """Whether it can."""
+
+    def checkpoint_gradients(self) -> None:
+        """Do so from now on, if it can."""
+
+
 class PictureTextModel(Hosted, nn.Module):
     """What a model of pictures and captions can do besides ``forward``.
 
@@ -112,7 +128,8 @@ class PictureTextModel(Hosted, nn.Module):
 
     def there(self, part: Callable[[ModalityInputs], Tokens], x: ModalityInputs) -> Tokens:
         """What ``part`` makes of those rows that are there, zeros elsewhere."""
-        run = (lambda given: checkpoint(part, given, use_reentrant=False)) if self._recomputes and torch.is_grad_enabled() else part
+        again = self._recomputes and torch.is_grad_enabled() and not _recomputes_blocks(part)
+        run = (lambda given: checkpoint(part, given, use_reentrant=False)) if again else part
         if x.present is None or bool(x.present.all()):
             return run(x._replace(present=None))
         found = run(x.rows(x.present)._replace(present=None))
@@ -163,15 +180,21 @@ class PictureTextModel(Hosted, nn.Module):
         return similarity_pairwise(a, b)
 
     def checkpoint_gradients(self) -> None:
-        """Recompute the activations of towers, and of each block of a trunk, in the backward pass instead of keeping them."""
+        """Recompute the activations of each block in the backward pass instead of keeping them; of a tower that cannot, of the whole."""
         self._recomputes = True
         for module in self.modules():
-            if isinstance(module, Trunk):
+            if isinstance(module, Trunk | ByBlock):
                 module.checkpoint_gradients()
 
     def parts(self) -> Mapping[str, Any]:
         """The settings that name parts, and what was made for each."""
         return {"vision": self.vision, "vocabulary": self.vocabulary}
+
+
+def _recomputes_blocks(part: Any) -> bool:
+    """Whether ``part``, a module or what runs the model's trunk, itself recomputes what its blocks keep."""
+    inside = part.modules() if isinstance(part, nn.Module) else ()
+    return not isinstance(part, nn.Module) or any(isinstance(m, Trunk) or (isinstance(m, ByBlock) and m.by_block) for m in inside)
 
 
 def _titled(rows: Rows) -> Any:
@@ -186,7 +209,8 @@ def _titled(rows: Rows) -> Any:
 def _of(rows: Any) -> str:
     """Which embedding rows have, by the first of them."""
     first = rows if isinstance(rows, Mapping) else rows[0] if len(rows) else {}
-    kinds = [key for key in ("image", "text") if isinstance(first, Mapping) and first.get(key)]
+    given = {"image": first.get("image") is not None, "text": bool(first.get("text"))} if isinstance(first, Mapping) else {}
+    kinds = [key for key, is_there in given.items() if is_there]  # of an array nobody can say whether it is true
     if len(kinds) == 2:
         raise ZooError("a row has a picture and a text, and each has a vector of its own: write output='image' or output='text'")
     return kinds[0] if kinds else "image"

@@ -55,6 +55,8 @@ class TextTower(nn.Module):
         activation: ``quick_gelu`` for OpenAI's weights, ``gelu``, the exact one, for LAION's.
     """
 
+    by_block = True  # activations can be recomputed so
+
     def __init__(self, size: Texts, words: int, length: int, end: int, activation: Activation) -> None:
         super().__init__()
         self.model = TextTransformer(
@@ -70,6 +72,10 @@ class TextTower(nn.Module):
         nn.init.normal_(self.model.token_embedding.weight, std=size.init)
         nn.init.normal_(self.model.positional_embedding, std=size.init / 2)
         self.dim, self._end = size.width, end
+
+    def checkpoint_gradients(self) -> None:
+        """Recompute the activations of each block in the backward pass instead of keeping them."""
+        self.model.set_grad_checkpointing()
 
     def forward(self, x: ModalityInputs) -> Tokens:
         """Ids (B, N) to Tokens, ``pooled`` at the first end of each text."""
