@@ -199,7 +199,10 @@ def test_a_folder_of_vectors(tmp_path):
     with pytest.raises(ZooError, match=r"1.parquet and .*5.parquet were made by different models"):
         read_vectors(tmp_path / "v")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ZooError, match="holds no vectors"):
+    with pytest.raises(ZooError, match=r"holds no vectors: name what zoo embed RUN --out FILE wrote"):
         read_vectors(tmp_path / "empty")
+    (tmp_path / "names.txt").write_text("cat")
+    with pytest.raises(ZooError, match=r"names.txt cannot be read as parquet.*: name what zoo embed RUN --out FILE wrote"):
+        read_vectors(tmp_path / "names.txt")
     with pytest.raises(ZooError, match=r"no vectors in .*gone, which does not exist: zoo embed RUN --out .*gone writes them"):
         read_vectors(tmp_path / "gone")

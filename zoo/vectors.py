@@ -16,6 +16,7 @@ from zoo.files import write_bytes
 
 INDEX = ".index"  # how the folder ends in which a search keeps an index, beside the vectors
 _ABOUT = b"zoo"
+_WRITTEN = "name what zoo embed RUN --out FILE wrote"
 
 
 class Vectors(NamedTuple):
@@ -80,7 +81,9 @@ def read_vectors(path: Path) -> Vectors:
     read = [_read(file) for file in vector_files(path)]
     widths = {x.vectors.shape[1] for x in read if len(x.ids)}
     if len(widths) != 1:
-        raise ZooError(f"{path} holds no vectors" if not widths else f"{path} holds vectors of widths {sorted(widths)}: keep one")
+        raise ZooError(
+            f"{path} holds no vectors: {_WRITTEN}" if not widths else f"{path} holds vectors of widths {sorted(widths)}: keep one"
+        )
     return Vectors([i for x in read for i in x.ids], np.concatenate([x.vectors for x in read if len(x.ids)]))
 
 
@@ -88,7 +91,7 @@ def _read(path: Path) -> Vectors:
     try:
         table = pq.read_table(path)
     except pa.ArrowException as e:
-        raise ZooError(f"{path} cannot be read as parquet: {e}") from e
+        raise ZooError(f"{path} cannot be read as parquet ({e}): {_WRITTEN}") from e
     if missing := sorted({"note_id", "vector"} - set(table.column_names)):
         lost = f"column{'s' if len(missing) > 1 else ''} {', '.join(missing)}"
         raise ZooError(f"{path} has no {lost} (it has: {', '.join(table.column_names)})")
