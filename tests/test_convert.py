@@ -655,6 +655,8 @@ def test_settings_that_are_wrong(tmp_path, albef_file):
     (tmp_path / "full/notes.txt").write_text("mine")
     refused(file, "is there already: name a new folder", out=tmp_path / "full")
     assert (tmp_path / "full/notes.txt").read_text() == "mine"
+    inside = tmp_path / "full/notes.txt/clip"
+    refused(file, f"the folder {inside} cannot be written (File exists): write a place that can", out=inside)
 
 
 def test_models_that_other_programs_do_not_have(tmp_path, albef_file):

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from zoo.errors import ZooError
-from zoo.files import write_json
+from zoo.files import check_target, write_json
 from zoo.foreign import Foreign, read_foreign
 from zoo.foreign_settings import bert_settings, clip_settings
 from zoo.hub import ABOUT, save
@@ -81,6 +81,8 @@ def convert(
     out = Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ZooError(f"{out} is there already: name a new folder")
+    if not out.exists():
+        check_target(out, "the folder")
     if to is not None:
         from zoo.unconvert import write_foreign  # what each direction imports takes seconds
 
