@@ -41,7 +41,7 @@ def encode(model: Any, rows: Rows, *, output: str, batch_size: int, show_progres
     _check_rows_and_size(rows, "encode", batch_size)
     found = np.zeros((len(rows), model.dim), dtype=np.float32)
     for numbers, out in _outputs(model, rows, "encoding", batch_size, show_progress):
-        _check_present(out, output, numbers)
+        _check_present(out, output, numbers, model.outputs)
         x = out.embeddings[output].float()
         found[numbers] = (F.normalize(x, dim=-1) if normalize else x).cpu().numpy()
     return found
@@ -187,10 +187,13 @@ def _batch(model: Any, rows: Sequence[Row], numbers: Sequence[int]) -> Batch:
     return RowCollate(process)(rows)
 
 
-def _check_present(out: ModelOutput, output: str, numbers: Sequence[int]) -> None:
+def _check_present(out: ModelOutput, output: str, numbers: Sequence[int], outputs: Sequence[str]) -> None:
     if output in out.present and not out.present[output].all():
         absent = [numbers[i] for i in (~out.present[output]).nonzero().flatten().tolist()]
-        raise ZooError(f"row {', '.join(map(str, absent[:5]))} has no embedding {output!r}: nothing of what it is read from is there")
+        raise ZooError(
+            f"row {', '.join(map(str, absent[:5]))} has no embedding {output!r}: nothing of what it is read from is there: leave it out, "
+            f"or encode such rows apart, with another output (there are: {', '.join(outputs)})"
+        )
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
