@@ -33,7 +33,7 @@ class CrossAttention:
         if not 0 <= self.first < layers:
             raise ZooError(f"fusion 'cross_attention': from_layer {self.first} is none of the {layers} blocks: write 0 to {layers - 1}")
 
-    def __call__(self, kind: str, layer: int) -> str:
+    def __call__(self, kind: str, layer: int, fused: bool = False) -> str:
         """Tokens are served by the expert of their own kind."""
         return kind
 

@@ -322,8 +322,7 @@ class TestModel:
             (
                 {"fusion": {"name": "cross_attention", "from_layer": 0}},
                 r"coca: its lower blocks read the text alone and its upper ones the picture too, by cross-attention; the fusion at the "
-                r"joint trunk lets blocks \[0, 1, 2, 3\] of 4 read, with experts for nothing: write fusion: cross_attention, with a "
-                r"from_layer of 1 or more",
+                r"joint trunk lets blocks \[0, 1, 2, 3\] of 4 read: write fusion: cross_attention, with a from_layer of 1 or more",
             ),
         ],
     )

@@ -1,18 +1,21 @@
 """What every fusion must keep, whoever wrote it: the lists are what the registry finds, so a new file is tested on arrival."""
 
 import pickle
+import re
 from itertools import product
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from zoo import make, names, registry
+from zoo import build, make, names, registry
 from zoo.block import BANKED
+from zoo.collate import processed, stack
 from zoo.errors import ZooError
 from zoo.fusions.joint import Joint
-from zoo.joints import Merging, Parts, Phase, Segment, Words
+from zoo.joints import Merging, Parts, Phase, Segment, Words, banks_of
 from zoo.registry import entry, register
 from zoo.trunk import Shape, Trunk
 from zoo.types import Batch, ModalityInputs
@@ -261,7 +264,7 @@ class TestTrunk:
     @trunks
     def test_decides_for_every_block(self, name):
         plugin = make("fusion", name, 6, 3)
-        assert set(plugin.banks) <= set(BANKED)
+        assert set(plugin.banks) <= {*BANKED, "norm"}
         assert all(isinstance(plugin(kind, layer), str) for kind in NAMES for layer in range(6))
         assert all(isinstance(plugin.reads(layer), bool) for layer in range(6))
         again = pickle.loads(pickle.dumps(plugin))
@@ -270,11 +273,49 @@ class TestTrunk:
     @trunks
     def test_its_blocks_can_be_built_and_run(self, name):
         plugin = make("fusion", name, 2, 1)
-        banks = {part: sorted({plugin(kind, layer) for kind in NAMES for layer in range(2)}) for part in plugin.banks}
+        banks = banks_of(plugin, lambda _: [(kind, fused) for kind in NAMES for fused in (False, True)])
         reading = [layer for layer in range(2) if plugin.reads(layer)]
-        trunk = Trunk(Shape(8, 2), 2, cross_layers=reading, banks=banks, experts=plugin)
-        out = trunk(torch.randn(2, 4, 8), route=[("note", 3), ("image", 1)], memory=torch.randn(2, 3, 8) if reading else None)
-        assert out.shape == (2, 4, 8)
+        trunk = Trunk(Shape(8, 2), 2, cross_layers=reading, banks=banks, experts=plugin, final_norm=True)
+        for fused in (False, True):
+            memory = torch.randn(2, 3, 8) if reading else None
+            out = trunk(torch.randn(2, 4, 8), route=[("note", 3), ("image", 1)], fused=fused, memory=memory)
+            assert out.shape == (2, 4, 8)
+
+    @pytest.mark.parametrize("keywords, first", [({}, 4), ({"from_layer": 0}, 0), ({"from_layer": 6}, 6)])
+    def test_mome_has_an_expert_of_pairs_above(self, keywords, first):
+        plugin = make("fusion", {"name": "mome", **keywords}, 6, 4)
+        for layer in range(6):
+            assert plugin("image", layer, fused=True) == ("vl" if layer >= first else "image")
+            assert plugin("image", layer) == "image"  # alone it keeps its own everywhere
+        banks = banks_of(plugin, lambda layer: [("text", False), ("text", True)])
+        assert banks(5) == dict.fromkeys(("norm2", "ffn"), ("text", "vl") if first < 6 else ("text",))
+
+    @pytest.mark.parametrize("name", ["mome", "multiway"])
+    def test_there_is_no_block_behind_the_last(self, name):
+        with pytest.raises(ZooError, match=f"fusion '{name}': from_layer 7 is none of the 6 blocks: write 0 to 6"):
+            make("fusion", {"name": name, "from_layer": 7}, 6, 3)
+
+    @pytest.mark.parametrize("model", ["albef", "blip", "coca"])
+    def test_experts_that_begin_alike_change_nothing(self, model):
+        """The model with one feed-forward for all, and the one with one for words and one for pairs, of the same weights."""
+        plain, experts = build(model), build(model, fusion="mome")
+        state = plain.state_dict()
+        experts.load_state_dict({name: state[re.sub(r"\.(norm2|ffn)\.(text|vl)\.", r".\1.", name)] for name in experts.state_dict()})
+        assert set(experts.state_dict()) != set(state)
+        rows = [{"image": Image.new("RGB", (32, 32), colour), "text": text} for colour, text in (("red", "a red heart"), ("blue", "sky"))]
+        batch = Batch(stack([processed(plain.processor, row, i) for i, row in enumerate(rows)]))
+        ours, theirs = plain.eval()(batch), experts.eval()(batch)
+        torch.testing.assert_close(theirs.embeddings["text"], ours.embeddings["text"])
+        if model != "albef":
+            torch.testing.assert_close(experts.caption(batch.inputs["text"], theirs)[0], plain.caption(batch.inputs["text"], ours)[0])
+        if model != "coca":
+            scores = []
+            for of, out in ((plain, ours), (experts, theirs)):
+                scores.append(of.match(of.hold(batch.inputs["text"], out.tokens["text"]), out.tokens["image"]))
+            torch.testing.assert_close(*scores)
+            scores[1].sum().backward()
+            assert any(".ffn.vl." in name and p.grad is not None for name, p in experts.named_parameters())
+            assert all(p.grad is None for name, p in experts.named_parameters() if ".ffn.text." in name and model == "blip")
 
     @pytest.mark.parametrize("keywords, reading", [({}, [4, 5]), ({"from_layer": 0}, [0, 1, 2, 3, 4, 5]), ({"from_layer": 5}, [5])])
     def test_cross_attention_reads_from_one_block_on(self, keywords, reading):

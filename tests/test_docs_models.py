@@ -1,4 +1,4 @@
-"""The pages from_lavis, notellm1_against_notellm2 and image_text run from top to bottom, and the Chinese README has the code of the English one."""
+"""The pages from_lavis, notellm1_against_notellm2 and image_text run as they stand; the Chinese README has the code of the English."""
 
 import json
 import re

@@ -383,7 +383,7 @@ class TestRoutes:
                 Shape(D, HEADS, HIDDEN, bias="qv", layer_scale=0.1),
                 3,
                 banks=banks,
-                experts=lambda kind, number: "vl" if kind == "pair" and number >= 2 else {"pair": "text"}.get(kind, kind),
+                experts=lambda kind, number, fused: "vl" if kind == "pair" and number >= 2 else {"pair": "text"}.get(kind, kind),
             )
         ).double()
         x = tokens(dtype=torch.float64)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -11,9 +11,11 @@ from torch.nn import functional as F
 
 from zoo.attention import Sight, attention, heads_apart
 from zoo.errors import ZooError, unknown
+from zoo.kernels.expert_linear import expert_linear
 
 BANKED = ("norm1", "qkv", "inner_norm", "out", "norm2", "ffn")
-Runs = Sequence[tuple[str, int]]  # stretches of a sequence: the expert of each, and its length
+Expert = str | Mapping[str, str]  # of all banks, or {sub-layer: expert} where banks are told apart by different things
+Runs = Sequence[tuple[Expert, int]]  # stretches of a sequence: the expert of each, and its length
 KeysValues = tuple[Tensor, Tensor]  # (B, heads, K, d) each
 
 
@@ -122,39 +124,61 @@ class Block(nn.Module):
             (B, T, D), and what to keep.
         """
         past = past or Past()
-        read, own = self._attend(x if self.shape.norm == "post" else routed(self.norm1, x, runs), runs, seen, past.own)
-        x = self._add(self.norm1, x, read, self.scale1, runs)
+        read, own = self._attend(x if self.shape.norm == "post" else self._routed("norm1", x, runs), runs, seen, past.own)
+        x = self._add("norm1", x, read, self.scale1, runs)
         kept = past.memory
         if self.cross is not None and kept is None and memory is not None:
             kept = self.cross.keep(memory)
         if self.cross is not None and kept is not None and not self.shape.cross_ffn:
             x = self.cross(x, kept, memory_seen)
-        widened = routed(self.ffn, x if self.shape.norm == "post" else routed(self.norm2, x, runs), runs)
-        x = self._add(self.norm2, x, widened, self.scale2, runs)
+        widened = self._routed("ffn", x if self.shape.norm == "post" else self._routed("norm2", x, runs), runs)
+        x = self._add("norm2", x, widened, self.scale2, runs)
         if self.cross is not None and kept is not None and self.shape.cross_ffn:
             x = self.cross(x, kept, memory_seen)
         return x, Past(own, kept)  # (B, T, D)
 
     def _attend(self, x: Tensor, runs: Runs, seen: Sight, past: KeysValues | None) -> tuple[Tensor, KeysValues]:
-        query, key, value = (heads_apart(part, self.shape.heads) for part in routed(self.qkv, x, runs).chunk(3, -1))  # (B, heads, T, d)
+        query, key, value = (heads_apart(part, self.shape.heads) for part in self._routed("qkv", x, runs).chunk(3, -1))  # (B, heads, T, d)
         if past is not None:
             key, value = torch.cat([past[0], key], 2), torch.cat([past[1], value], 2)  # (B, heads, K, d)
         read = attention(query, key, value, seen, self.shape.attention_dropout if self.training else 0.0)
-        return routed(self.out, routed(self.inner_norm, read, runs), runs), (key, value)
+        return self._routed("out", self._routed("inner_norm", read, runs), runs), (key, value)
 
-    def _add(self, norm: nn.Module, x: Tensor, new: Tensor, scale: Tensor | None, runs: Runs) -> Tensor:
+    def _add(self, norm: str, x: Tensor, new: Tensor, scale: Tensor | None, runs: Runs) -> Tensor:
         new = self.dropout(new if scale is None else new * scale)
-        return x + new if self.shape.norm == "pre" else routed(norm, x + new, runs)
+        return x + new if self.shape.norm == "pre" else self._routed(norm, x + new, runs)
+
+    def _routed(self, name: str, x: Tensor, runs: Runs) -> Tensor:
+        return routed(getattr(self, name), x, [(expert_of(expert, name), length) for expert, length in runs])
 
 
-def routed(part: nn.Module, x: Tensor, runs: Runs) -> Tensor:
+def expert_of(expert: Expert, name: str) -> str:
+    """Which expert serves in the sub-layer ``name``."""
+    return expert if isinstance(expert, str) else expert.get(name, "")
+
+
+def routed(part: nn.Module, x: Tensor, runs: Sequence[tuple[str, int]]) -> Tensor:
     """A sub-layer on (B, T, D): each stretch through its expert, if it is a bank."""
     if not isinstance(part, nn.ModuleDict):
         return part(x)
-    if len(runs) == 1:
-        return part[runs[0][0]](x)
-    pieces = x.split([length for _, length in runs], 1)
-    return torch.cat([part[expert](piece) for (expert, _), piece in zip(runs, pieces, strict=True)], 1)
+    experts: list[Any] = [part[expert] for expert, _ in runs]
+    sizes = [length for _, length in runs]
+    if len({expert for expert, _ in runs}) == 1:
+        return experts[0](x)
+    if all(isinstance(expert, FeedForward) for expert in experts):
+        x = experts[0].activated(_linear([expert.fc1 for expert in experts], x, sizes))
+        if experts[0].has_norm:
+            x = torch.cat([expert.inner_norm(piece) for expert, piece in zip(experts, x.split(sizes, 1), strict=True)], 1)
+        return _linear([expert.fc2 for expert in experts], x, sizes)
+    return _linear(experts, x, sizes)
+
+
+def _linear(experts: Sequence[Any], x: Tensor, sizes: list[int]) -> Tensor:
+    """Each stretch through its own map, at once where maps are plain: adapters are not, and on ``meta`` there is nothing to multiply."""
+    if x.device.type != "meta" and all(type(expert) is nn.Linear for expert in experts):
+        weights, biases = torch.stack([e.weight for e in experts]), [e.bias for e in experts]
+        return expert_linear(x, weights, None if biases[0] is None else torch.stack(biases), sizes=sizes)
+    return torch.cat([expert(piece) for expert, piece in zip(experts, x.split(sizes, 1), strict=True)], 1)
 
 
 class Cross(nn.Module):
@@ -199,13 +223,15 @@ class FeedForward(nn.Module):
         hidden = shape.hidden or 4 * shape.dim
         self.fc1, self.fc2 = nn.Linear(shape.dim, hidden), nn.Linear(hidden, shape.dim)
         self.inner_norm = nn.LayerNorm(hidden, shape.eps) if shape.inner_norm else nn.Identity()
-        self.activation = shape.activation
+        self.activation, self.has_norm = shape.activation, shape.inner_norm
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, D) to the same."""
-        x = self.fc1(x)
-        x = F.gelu(x) if self.activation == "gelu" else x * torch.sigmoid(1.702 * x)
-        return self.fc2(self.inner_norm(x))
+        return self.fc2(self.inner_norm(self.activated(self.fc1(x))))
+
+    def activated(self, x: Tensor) -> Tensor:
+        """What lies between the two layers."""
+        return F.gelu(x) if self.activation == "gelu" else x * torch.sigmoid(1.702 * x)
 
 
 class _NoKeyBias(nn.Module):

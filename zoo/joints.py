@@ -8,7 +8,7 @@ schedule  how one batch becomes updates
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 from zoo.config import split_spec
@@ -63,13 +63,25 @@ class Arrange(Protocol):
 class Trunk(Protocol):
     """Joint ``trunk``: made with ``(layers, first)``, how many blocks there are, and from which on the model's paper fuses modalities."""
 
-    banks: tuple[str, ...]  # the sub-layers that exist once per modality: "ffn", "qkv", "out", "norm1"
+    banks: tuple[str, ...]  # the sub-layers that exist once per expert, of `zoo.block.BANKED`, and "norm", the one behind all blocks
 
-    def __call__(self, kind: str, layer: int) -> str:
-        """Which expert serves tokens of modality ``kind`` in block ``layer``, counted from 0."""
+    def __call__(self, kind: str, layer: int, fused: bool = False) -> str:
+        """Which expert serves tokens of modality ``kind`` in block ``layer``, counted from 0; ``layers`` is the norm behind all blocks.
+
+        ``fused``: the tokens of another modality are in the same sequence, or are read by cross-attention.
+        """
 
     def reads(self, layer: int) -> bool:
         """Whether block ``layer`` reads the tokens of another modality by cross-attention."""
+
+
+def banks_of(trunk: Trunk, serves: Callable[[int], Iterable[tuple[str, bool]]]) -> Callable[[int], dict[str, tuple[str, ...]]]:
+    """{sub-layer: its experts} of each block, which ``serves`` these kinds of tokens, each with whether they are fused there."""
+
+    def banks(layer: int) -> dict[str, tuple[str, ...]]:
+        return dict.fromkeys(trunk.banks, tuple(dict.fromkeys(trunk(kind, layer, fused) for kind, fused in serves(layer))))
+
+    return banks
 
 
 class Combine(Protocol):

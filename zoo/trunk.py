@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from zoo.attention import Attend, sight
-from zoo.block import Block, KeysValues, Past, Runs, Shape, routed
+from zoo.block import Block, Expert, KeysValues, Past, Runs, Shape, expert_of, routed
 from zoo.errors import ZooError
 
 __all__ = ["Attend", "Block", "Cache", "Shape", "Trunk"]
@@ -61,7 +61,8 @@ class Trunk(nn.Module):
         cross_layers: The blocks that have cross-attention, counted from 0.
         banks: {sub-layer: its experts}, for all blocks or, by block number, for each; ``norm`` is the final norm's, and is looked up
             under the number ``layers``. Sub-layers: `zoo.block.BANKED`.
-        experts: (kind of tokens, block number) to the expert that serves them, a plug-in of the joint ``trunk``; None: the kind's own.
+        experts: (kind of tokens, block number, fused) to the expert that serves them, a plug-in of the joint ``trunk``; None: the
+            kind's own.
         final_norm: A norm after the last block, used by a call that runs it.
 
     Raises:
@@ -75,7 +76,7 @@ class Trunk(nn.Module):
         *,
         cross_layers: Collection[int] = (),
         banks: Banks | Callable[[int], Banks] | None = None,
-        experts: Callable[[str, int], str] | None = None,
+        experts: Callable[[str, int, bool], Expert] | None = None,
         final_norm: bool = False,
     ) -> None:
         super().__init__()
@@ -105,6 +106,7 @@ class Trunk(nn.Module):
         mask: Tensor | None = None,
         *,
         route: Route = "",
+        fused: bool = False,
         attend: Attend = "all",
         memory: Tensor | None = None,
         memory_mask: Tensor | None = None,
@@ -119,6 +121,7 @@ class Trunk(nn.Module):
             mask: (B, N) bool, True at real tokens; or (B, N, K), which of all K keys each place may see; None: all. A place that
                 sees nothing reads zeros.
             route: The kind of all tokens, or of stretches of them in order, ``[("image", 197), ("text", 40)]``; read where there are banks.
+            fused: Whether these are tokens that several modalities enter, in one sequence or by a memory: ``experts`` hears it.
             attend: ``all``, ``causal``, or the length of a prefix that all see, the rest being causal.
             memory: (B, M, memory_dim), what blocks with cross-attention read; None: they leave it out.
             memory_mask: (B, M) bool; None: all real.
@@ -147,13 +150,14 @@ class Trunk(nn.Module):
         memory_seen = sight("all", length, 0, of_memory, None, x.device)
         keeps = []
         for place, number in enumerate(numbers):
-            runs, before = self._runs(route, number, length), kept.blocks[place] if kept.blocks else None
+            runs, before = self._runs(route, number, length, fused), kept.blocks[place] if kept.blocks else None
             seen = sights[number] if len(sights) > 1 else sights[0]
             x, after = self._run(self.blocks[number], x, runs, seen, memory, memory_seen, before)
             if cache is not None:
                 keeps.append(after)
         if self.norm is not None and self.layers - 1 in numbers:
-            x = routed(self.norm, x, self._runs(route, self.layers, length))
+            runs = self._runs(route, self.layers, length, fused)
+            x = routed(self.norm, x, [(expert_of(expert, "norm"), n) for expert, n in runs])
         if cache is None:
             return x  # (B, N, D)
         return x, Cache(tuple(keeps), None if mask is not None and mask.ndim == 3 else real, of_memory)
@@ -167,14 +171,14 @@ class Trunk(nn.Module):
             return checkpoint(block, *given, use_reentrant=False)
         return block(*given)
 
-    def _runs(self, route: Route, number: int, length: int) -> Runs:
+    def _runs(self, route: Route, number: int, length: int, fused: bool) -> Runs:
         """The experts of block ``number`` for stretches of ``length`` tokens; neighbours of one expert are one stretch."""
         stretches = [(route, length)] if isinstance(route, str) else [(kind, n) for kind, n in route if n]
         if sum(n for _, n in stretches) != length:
             raise ZooError(f"the route {list(route)} is of {sum(n for _, n in stretches)} tokens, given are {length}")
-        runs: list[tuple[str, int]] = []
+        runs: list[tuple[Expert, int]] = []
         for kind, n in stretches:
-            expert = kind if self.experts is None else self.experts(kind, number)
+            expert = kind if self.experts is None else self.experts(kind, number, fused)
             if runs and runs[-1][0] == expert:
                 runs[-1] = (expert, runs[-1][1] + n)
             else:
@@ -186,7 +190,7 @@ class Trunk(nn.Module):
         block, final = self.blocks[number] if number < self.layers else None, self.norm
         banks = block.banks if isinstance(block, Block) else {"norm": tuple(final)} if isinstance(final, nn.ModuleDict) else {}
         for name, experts in banks.items():
-            if wrong := [expert for expert, _ in runs if expert not in experts]:
+            if wrong := [at for expert, _ in runs if (at := expert_of(expert, name)) not in experts]:
                 where = f"block {number}" if number < self.layers else "the end"
                 raise ZooError(f"{name} of {where} has no expert {wrong[0]!r}: route tokens to {', '.join(experts)}")
 

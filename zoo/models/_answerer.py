@@ -67,7 +67,7 @@ def spoken(
     mask = torch.cat([mask[:, :1].expand_as(begins), mask[:, 1:]], 1)
     labels = ids.masked_fill(~(mask & seen.present[:, None]), IGNORED)
     labels[:, : len(prompt)] = IGNORED
-    how = {"route": "decode", "attend": "causal", "memory": seen.tokens, "memory_mask": seen.mask}
+    how = {"route": "decode", "fused": True, "attend": "causal", "memory": seen.tokens, "memory_mask": seen.mask}
     hidden = run(trunk, embed(ids[:, :-1]), mask[:, :-1], **how)
     return head(hidden, embed.words), labels[:, 1:]  # (B, T, V), (B, T)
 
@@ -76,7 +76,7 @@ def following(embed: Embedding, trunk: Trunk, head: WordHead, ids: Tensor, seen:
     """The word after ids (B, T), which go on from what the cache holds: (B, V) logits, and the new cache."""
     kept = cache or Cache()
     x = embed(ids, kept.length)  # (B, T, D)
-    found = trunk(x, route="decode", attend="causal", memory=seen.tokens, memory_mask=seen.mask, cache=kept)
+    found = trunk(x, route="decode", fused=True, attend="causal", memory=seen.tokens, memory_mask=seen.mask, cache=kept)
     assert isinstance(found, tuple)
     hidden, after = found
     return head(hidden[:, -1], embed.words), after

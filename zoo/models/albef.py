@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from zoo.config import EncoderSpec, FusionSpec, Positive
 from zoo.errors import ZooError
-from zoo.joints import compose
+from zoo.joints import Trunk as Plugin
+from zoo.joints import banks_of, compose
 from zoo.models._bert import (
     Embedding,
     Size,
@@ -45,7 +46,7 @@ class Albef(PictureTextModel):
         vision: Encodes one picture.
         size: Of the texts' side.
         rows: Of the table of words.
-        reads: Whether a block, by its number, reads the picture; the text half are the blocks before the first that does.
+        joint: Fills the joint trunk: which blocks read the picture, and of which experts they are; the text half are those before.
         vocabulary: Of its texts.
         schedule: How one batch becomes updates.
         processor: Raw row to inputs.
@@ -63,20 +64,23 @@ class Albef(PictureTextModel):
         vision: nn.Module,
         size: Size,
         rows: int,
-        reads: Sequence[bool],
+        joint: Plugin,
         vocabulary: Vocabulary,
         schedule: nn.Module,
         processor: PictureTextProcessor,
         dim: int,
     ) -> None:
         super().__init__(vision, vocabulary, schedule, processor, dim)
-        self.first = list(reads).index(True)
-        if not self.first:
+        cross = [number for number in range(size.layers) if joint.reads(number)]
+        self.first = first = cross[0] if cross else size.layers
+        if not cross:
+            raise ZooError("albef: the fusion lets no block read the picture: write a smaller from_layer")
+        if not first:
             raise ZooError("albef: with from_layer 0 no block is left to read the text alone: write 1 or more")
         pad = vocabulary.role("pad", "albef")
         self.embed = Embedding(rows, size.places, size.width, pad=pad, typed=True, dropout=size.dropout, init=size.init)
-        cross = [number for number, does in enumerate(reads) if does]
-        self.trunk = Trunk(shape_of(size, self.vision.dim), size.layers, cross_layers=cross)
+        banks = banks_of(joint, lambda number: [("text", number >= first)])
+        self.trunk = Trunk(shape_of(size, self.vision.dim), size.layers, cross_layers=cross, banks=banks, experts=joint)
         self.head = WordHead(rows, size.width, size.init)
         self.image_projection = drawn(nn.Linear(self.vision.dim, dim), self.vision.dim**-0.5)
         self.text_projection = drawn(nn.Linear(size.width, dim), size.width**-0.5)
@@ -96,8 +100,7 @@ class Albef(PictureTextModel):
 
     def match(self, held: Tokens, seen: Tokens) -> Tensor:
         """(B, 2) logits: the upper half reads text and picture, 1 says that they belong together."""
-        fused = run(self.trunk, held.tokens, held.mask, memory=seen.tokens, memory_mask=seen.mask, layers=slice(self.first, None))
-        return self.matches(fused[:, 0])  # (B, 2)
+        return self.matches(self._fused(held, seen)[:, 0])  # (B, 2)
 
     def unmask(self, text: ModalityInputs, seen: Tokens, chosen: Tensor | None = None) -> Tensor:
         """(B, N, V) logits of the word at each place of ids (B, N), some of them masked, given the pictures; or at ``chosen`` alone."""
@@ -107,13 +110,19 @@ class Albef(PictureTextModel):
     def ask(self, question: ModalityInputs, seen: Tokens) -> Tokens:
         """The states of ids (B, N) after both halves, (B, N, D), given the pictures; ``pooled`` at the first."""
         mask = real(question)
-        x = run(self.trunk, self.embed(question.values), mask, memory=seen.tokens, memory_mask=seen.mask)  # (B, N, D)
-        return Tokens(x, mask, x[:, 0], there(question))
+        x = run(self.trunk, self.embed(question.values), mask, route="text", layers=slice(0, self.first))
+        held = Tokens(x, mask, None, there(question))
+        x = self._fused(held, seen)  # (B, N, D)
+        return held._replace(tokens=x, pooled=x[:, 0])
 
     def _read(self, text: ModalityInputs) -> Tokens:
         mask = real(text)
-        x = run(self.trunk, self.embed(text.values), mask, layers=slice(0, self.first))  # (B, N, D)
+        x = run(self.trunk, self.embed(text.values), mask, route="text", layers=slice(0, self.first))  # (B, N, D)
         return Tokens(x, mask, x[:, 0], mask.new_ones(len(mask)))
+
+    def _fused(self, held: Tokens, seen: Tokens) -> Tensor:
+        upper, memory = slice(self.first, None), {"memory": seen.tokens, "memory_mask": seen.mask}
+        return run(self.trunk, held.tokens, held.mask, route="text", fused=True, layers=upper, **memory)  # (B, N, D)
 
 
 @register(
@@ -163,5 +172,4 @@ def albef(
     looks = make("encoder", of.vision if vision is None else vision)
     processor = PictureTextProcessor(looks.processor, CaptionProcessor(words, of.length, ends=ends))
     trunk, schedule = joints.make("trunk", of.layers, of.layers // 2), joints.make("schedule", ["image", "text"], of.dim, 0)
-    reads = [trunk.reads(number) for number in range(of.layers)]
-    return Albef(looks, of, rows, reads, words, schedule, processor, of.dim)
+    return Albef(looks, of, rows, trunk, words, schedule, processor, of.dim)

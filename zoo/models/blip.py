@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from zoo.abilities import Captioning
 from zoo.config import EncoderSpec, FusionSpec, Positive
 from zoo.errors import ZooError
-from zoo.joints import compose
+from zoo.joints import Trunk as Plugin
+from zoo.joints import banks_of, compose
 from zoo.models._answerer import Answerer, following, spoken
 from zoo.models._bert import (
     Embedding,
@@ -50,7 +51,8 @@ class Blip(PictureTextModel):
         vision: Encodes one picture.
         size: Of the texts' side.
         rows: Of the table of words.
-        reads: Whether a block, by its number, reads the picture.
+        joint: Fills the joint trunk: which blocks read the picture, and of which experts of modality the sub-layers are that have none
+            of mode.
         vocabulary: Of its texts.
         schedule: How one batch becomes updates.
         processor: Raw row to inputs.
@@ -70,7 +72,7 @@ class Blip(PictureTextModel):
         vision: nn.Module,
         size: Size,
         rows: int,
-        reads: Sequence[bool],
+        joint: Plugin,
         vocabulary: Vocabulary,
         schedule: nn.Module,
         processor: PictureTextProcessor,
@@ -84,8 +86,18 @@ class Blip(PictureTextModel):
         self.prompt: Sequence[int] = [vocabulary.role("decode", "blip"), *vocabulary.encode(prompt)]
         self.room = size.places
         self.embed = Embedding(rows, size.places, size.width, pad=pad, typed=False, dropout=size.dropout, init=size.init)
-        cross = [number for number, does in enumerate(reads) if does]
-        self.trunk = Trunk(shape_of(size, self.vision.dim), size.layers, cross_layers=cross, banks=BANKS)
+        cross = [number for number in range(size.layers) if joint.reads(number)]
+        of_modality = banks_of(joint, lambda _: [("text", False), ("text", True)])
+        self.trunk = Trunk(
+            shape_of(size, self.vision.dim),
+            size.layers,
+            cross_layers=cross,
+            banks=lambda number: {**of_modality(number), **BANKS},
+            experts=lambda mode, number, fused: {
+                **dict.fromkeys(joint.banks, joint("text", number, fused)),
+                **dict.fromkeys(BANKS, mode),
+            },
+        )
         self.head = WordHead(rows, size.width, size.init)
         self.image_projection = drawn(nn.Linear(self.vision.dim, dim), self.vision.dim**-0.5)
         self.text_projection = drawn(nn.Linear(size.width, dim), size.width**-0.5)
@@ -155,7 +167,8 @@ class Blip(PictureTextModel):
             )
 
     def _fused(self, held: Tokens, seen: Tokens) -> Tensor:
-        return run(self.trunk, held.tokens, held.mask, route="encode", memory=seen.tokens, memory_mask=seen.mask)  # (B, N, D)
+        memory = {"memory": seen.tokens, "memory_mask": seen.mask}
+        return run(self.trunk, held.tokens, held.mask, route="encode", fused=True, **memory)  # (B, N, D)
 
     def _read(self, text: ModalityInputs) -> Tokens:
         mask = real(text)
@@ -220,5 +233,4 @@ def blip(
     looks = make("encoder", of.vision if vision is None else vision)
     processor = PictureTextProcessor(looks.processor, CaptionProcessor(words, of.length))
     trunk, schedule = joints.make("trunk", of.layers, 0), joints.make("schedule", ["image", "text"], of.dim, 0)
-    reads = [trunk.reads(number) for number in range(of.layers)]
-    return Blip(looks, of, rows, reads, words, schedule, processor, of.dim, prompt=prompt, answerer=answerer)
+    return Blip(looks, of, rows, trunk, words, schedule, processor, of.dim, prompt=prompt, answerer=answerer)

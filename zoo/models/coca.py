@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from zoo.config import EncoderSpec, FusionSpec, Positive
 from zoo.errors import ZooError
 from zoo.joints import Trunk as Plugin
-from zoo.joints import compose
+from zoo.joints import banks_of, compose
 from zoo.models._bert import remote_words
 from zoo.models._pictures import CaptionProcessor, PictureTextModel, PictureTextProcessor
 from zoo.models._towers import Pictures, Texts, clip_pictures, looked_and_read, plain_pictures, projection, sized, table_of
@@ -104,18 +104,20 @@ class Decoder(nn.Module):
         shape: Of a block.
         layers: Of both halves.
         first: The first block of the upper half.
+        joint: Fills the joint trunk, as `zoo.joints.Trunk`: of which experts the blocks are.
         words: Rows of the table of embeddings.
         length: Ids of the longest text.
         legacy_cls_mask: As of `coca`.
     """
 
-    def __init__(self, shape: Shape, layers: int, first: int, *, words: int, length: int, legacy_cls_mask: bool) -> None:
+    def __init__(self, shape: Shape, layers: int, first: int, joint: Plugin, *, words: int, length: int, legacy_cls_mask: bool) -> None:
         super().__init__()
         self.dim, self.length, self.first, self._legacy = shape.dim, length, first, legacy_cls_mask
         self.words = nn.Embedding(words, shape.dim)
         self.positions = nn.Parameter(torch.empty(length + 1, shape.dim))  # the last is that of [CLS]
         self.cls = nn.Parameter(torch.empty(shape.dim))
-        self.trunk = Trunk(shape, layers, cross_layers=range(first, layers), final_norm=True)
+        banks = banks_of(joint, lambda number: [("text", number >= first)])
+        self.trunk = Trunk(shape, layers, cross_layers=range(first, layers), banks=banks, experts=joint, final_norm=True)
         self.norm = nn.LayerNorm(shape.dim, shape.eps)  # of [CLS]
         self.head = nn.Linear(shape.dim, words, bias=False)
         nn.init.normal_(self.words.weight, std=shape.init)
@@ -133,12 +135,12 @@ class Decoder(nn.Module):
             keys = torch.cat([real.new_ones(len(ids), 1), real], 1)
         x = self.words(ids) + self.positions[: ids.shape[1]]
         x = torch.cat([x, (self.cls + self.positions[-1]).expand(len(x), 1, -1)], 1)  # (B, N + 1, D)
-        hidden = self.trunk(x, keys, attend="causal", layers=slice(self.first))
+        hidden = self.trunk(x, keys, route="text", attend="causal", layers=slice(self.first))
         return Tokens(hidden[:, :N], real[:, :N], self.norm(hidden[:, -1]), real.new_ones(len(real)))
 
     def write(self, hidden: Tensor, seen: Tokens) -> Tensor:
         """States of the lower half (B, T, D) to the logits (B, T, V) of the word after each."""
-        return self.head(self.trunk(hidden, attend="causal", memory=seen.tokens, layers=slice(self.first, None)))
+        return self.head(self.trunk(hidden, route="text", fused=True, attend="causal", memory=seen.tokens, layers=slice(self.first, None)))
 
     def grow(self, ids: Tensor, seen: Tokens, kept: Written | None) -> tuple[Tensor, Written]:
         """Further ids (B, T) to the logits (B, V) of the word after the last."""
@@ -147,8 +149,9 @@ class Decoder(nn.Module):
         if start + ids.shape[1] > self.length:
             raise ZooError(f"coca: a text of {start + ids.shape[1]} ids is too long: its longest is {self.length}, as 'length' says")
         x = self.words(ids) + self.positions[start : start + ids.shape[1]]
-        x, lower = self.trunk(x, attend="causal", layers=slice(self.first), cache=lower)
-        x, upper = self.trunk(x, attend="causal", memory=seen.tokens, layers=slice(self.first, None), cache=upper)
+        x, lower = self.trunk(x, route="text", attend="causal", layers=slice(self.first), cache=lower)
+        above = slice(self.first, None)
+        x, upper = self.trunk(x, route="text", fused=True, attend="causal", memory=seen.tokens, layers=above, cache=upper)
         return self.head(x[:, -1]), Written(lower, upper)
 
 
@@ -255,7 +258,8 @@ def coca(
     """
     joints, of = compose(fusion, "coca", JOINTS), SIZES[size]
     layers, paper = of.texts.layers + of.captions, of.form == "paper"
-    first = _border(joints.make("trunk", layers, of.texts.layers), layers)
+    joint = joints.make("trunk", layers, of.texts.layers)
+    first = _border(joint, layers)
     words, longest, width = make_vocabulary(of.vocabulary if vocabulary is None else vocabulary), length or of.length, dim or of.dim
     table = table_of("coca", words, vocab_size or max(words.size, of.vocab_size or 0))
     pictures = sized("coca", of.pictures, image_size, vision)
@@ -270,7 +274,7 @@ def coca(
         cross_ffn=not paper,
         init=of.texts.init,
     )
-    reads = Decoder(shape, layers, first, words=table, length=longest, legacy_cls_mask=legacy_cls_mask)
+    reads = Decoder(shape, layers, first, joint, words=table, length=longest, legacy_cls_mask=legacy_cls_mask)
     processor = PictureTextProcessor(looks.processor, CaptionProcessor(words, longest))
     return Coca(looks, reads, words, joints.make("schedule", ["image", "text"], width, 0), processor, width)
 
@@ -282,10 +286,9 @@ def _border(plugin: Plugin, layers: int) -> int:
         ZooError: If a plug-in wants anything else.
     """
     reading = [i for i in range(layers) if plugin.reads(i)]
-    if plugin.banks or not reading or reading != list(range(reading[0], layers)) or reading[0] == 0:
+    if not reading or reading != list(range(reading[0], layers)) or reading[0] == 0:
         raise ZooError(
             f"coca: its lower blocks read the text alone and its upper ones the picture too, by cross-attention; the fusion at the joint "
-            f"trunk lets blocks {reading or 'none'} of {layers} read, with experts for {', '.join(plugin.banks) or 'nothing'}: write "
-            "fusion: cross_attention, with a from_layer of 1 or more"
+            f"trunk lets blocks {reading or 'none'} of {layers} read: write fusion: cross_attention, with a from_layer of 1 or more"
         )
     return reading[0]
