@@ -213,6 +213,7 @@ class TestRun:
         assert json.loads(said.stdout) == outcome.metrics["arms"]["tiny"]["records"]
         table = CliRunner().invoke(app, ["eval", str(outcome.folder), "floor={}", "retrieve.splits=[val]", "retrieve.k=[1]"]).stdout
         assert table.split("\n")[1].split()[:3] == ["image_to_text", "val", "all"]
+        assert "captions: val, BLEU-1 " in table
 
     def test_pictures_that_were_trained_on_are_not_evaluated(self, outcome):
         with pytest.raises(ZooError, match=r"15 of the 15 pictures of split 'style' are among those that .* was trained on: leave out"):

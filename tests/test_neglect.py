@@ -246,6 +246,21 @@ class TestStages:
         state = load_file(folder / "model.safetensors")
         assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items() if name.startswith("backbone."))
 
+    def test_of_a_folder_says_what_nothing_was_known_of(self, stage, tmp_path, caplog):
+        go, cache = stage
+        go()
+        (folder,) = kept(cache)
+        about = json.loads((folder / "model.json").read_text())
+        name = next(name for name in load_file(folder / "model.safetensors") if name.startswith("backbone."))
+        (folder / "model.json").write_text(json.dumps({**about, "drawn": [name, "project.weight"]}))
+        go(recipe=None, folder=str(folder.rename(tmp_path / "words")))
+        assert f"words: 1 weights of its 'backbone', such as {name}, were drawn at random" in caplog.text
+        other = "model.backbone.layers=1"
+        with pytest.raises(
+            ZooError, match=r"(?s)its 'backbone' does not fit this model's \(.{1,204}\): write the settings of its model.json"
+        ):
+            go(other, recipe=None, folder=str(tmp_path / "words"))
+
     @pytest.mark.parametrize(
         ("changes", "said"),
         [

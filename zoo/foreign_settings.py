@@ -105,7 +105,9 @@ def clip_settings(program: str, foreign: Foreign) -> tuple[str, dict[str, Any]]:
         queries = len(_of(state, "visual.attn_pool.query", where))
         return name, settings | {"length": places - 1, "queries": queries, "legacy_cls_mask": True}
     settings |= {"length": places, "activation": _activation(program, foreign.config)}
-    if rows != CLIP_WORDS and (where.parent / "tokenizer.json").is_file():
+    if rows == CLIP_WORDS:
+        settings["vocabulary"] = "clip"
+    elif (where.parent / "tokenizer.json").is_file():
         settings["vocabulary"] = str(where.parent)
     return name, settings
 
@@ -207,7 +209,9 @@ def side(places: int, where: Path) -> int:
 def _same_heads(config: Mapping[str, Any], heads: int, what: str, where: Path) -> None:
     """Shapes do not tell how many heads there are; a config does."""
     if (said := config.get("num_attention_heads", heads)) != heads:
-        raise ZooError(f"{where.parent / 'config.json'} says {said} heads for {what}, and models of these widths have {heads} here")
+        raise ZooError(
+            f"the config in {where.parent} says {said} heads for {what}, and models of these widths have {heads} here"
+        )
 
 
 def _of(state: Mapping[str, Tensor], name: str, where: Path) -> Tensor:

@@ -82,6 +82,7 @@ def take_parts(model: nn.Module, stages: Sequence[Stage], folders: Sequence[Path
     modules = dict(model.named_modules())
     for stage, folder in zip(stages, folders, strict=True):
         state = load_file(folder / WEIGHTS)
+        drawn = json.loads((folder / ABOUT).read_text(encoding="utf-8")).get("drawn", ()) if (folder / ABOUT).is_file() else ()
         for part in stage.parts:
             if part not in modules:
                 choices = [name for name in modules if name and "." not in name]
@@ -93,11 +94,25 @@ def take_parts(model: nn.Module, stages: Sequence[Stage], folders: Sequence[Path
             try:
                 modules[part].load_state_dict(given)
             except RuntimeError as e:  # names or shapes that differ
-                shared = ", ".join(stage.share) or "nothing"
-                raise ZooError(
-                    f"init_from: {stage.source}: its {part!r} does not fit this model's ({str(e).strip().splitlines()[-1].strip()}): "
-                    f"write the same settings in both recipes, or name them in share (now {shared})"
-                ) from e
+                raise ZooError(f"init_from: {stage.source}: its {part!r} does not fit this model's ({_short(e)}): {_remedy(stage)}") from e
+            if bare := [name for name in drawn if name.startswith(f"{part}.")]:
+                logger.warning(
+                    "init_from: %s: %d weights of its %r, such as %s, were drawn at random: what it was converted from had none",
+                    *(stage.source, len(bare), part, bare[0]),
+                )
+
+
+def _short(error: RuntimeError) -> str:
+    said = str(error).strip().splitlines()[-1].strip()
+    return said if len(said) < 200 else f"{said[:200]} ..."
+
+
+def _remedy(stage: Stage) -> str:
+    if stage.recipe is None:
+        return (
+            f"write the settings of its model.json into this recipe's model, or leave {'it' if len(stage.parts) == 1 else 'that part'} out"
+        )
+    return f"write the same settings in both recipes, or name them in share (now {', '.join(stage.share) or 'nothing'})"
 
 
 def _given(stage: Stage) -> Path:

@@ -57,18 +57,21 @@ def eval_(
     Overrides come last: zoo eval runs/demo evaluate.split=val
     """
     from zoo.hub import load
-    from zoo.questions import main_key
-    from zoo.run import check_unseen, evaluate, evaluation, load_data, missed_floors
+    from zoo.questions import ask, check_questions, main_key
+    from zoo.run import check_unseen, evaluation, load_data, missed_floors
 
     model = load(folder)
     settings = evaluation(folder / "recipe.yaml", *(overrides or []))
     with where_the_data_is(f"zoo eval {folder}", data):
         found = load_data(settings, root_of(data))
+    check_questions(settings, found)
     check_unseen(folder, settings, found, root_of(data))
-    metrics = evaluate(model, recipe=settings, loaded=found)
-    records = [m.record() for m in metrics]
+    answer = ask(model, found, settings)
+    records = [m.record() for m in answer.metrics]
     typer.echo(json.dumps(records, indent=1, default=str) if as_json else table(records))
-    if missed := missed_floors(settings, metrics, main_key(settings, found)):
+    if (captions := answer.more.get("captions")) and not as_json:
+        typer.echo("captions: " + "; ".join(f"{name} {value:.3f}" for name, value in captions.items()))
+    if missed := missed_floors(settings, answer.metrics, main_key(settings, found)):
         typer.echo("\n".join(missed), err=True)
         raise typer.Exit(3)
 
