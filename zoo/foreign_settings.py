@@ -209,9 +209,7 @@ def side(places: int, where: Path) -> int:
 def _same_heads(config: Mapping[str, Any], heads: int, what: str, where: Path) -> None:
     """Shapes do not tell how many heads there are; a config does."""
     if (said := config.get("num_attention_heads", heads)) != heads:
-        raise ZooError(
-            f"the config in {where.parent} says {said} heads for {what}, and models of these widths have {heads} here"
-        )
+        raise ZooError(f"the config in {where.parent} says {said} heads for {what}, and models of these widths have {heads} here")
 
 
 def _of(state: Mapping[str, Tensor], name: str, where: Path) -> Tensor:
