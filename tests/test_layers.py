@@ -39,6 +39,7 @@ FLOORS = (  # from the ground up; a module that no floor names fails
         "vocabulary",
         "block",
         "positions",
+        "relative_positions",
         "arithmetic",
     ),
     ("splice", "trunk", "joints", "momentum", "collate", "gradcache", "lora", "card", "projection", "calibration", "generation"),
