@@ -11,6 +11,7 @@ from torch import nn
 from zoo.collate import stack
 from zoo.encoders._image import ImageProcessor
 from zoo.encoders.timm import TimmEncoder
+from zoo.fusions.cross_attention import CrossAttention
 from zoo.fusions.joint import Joint
 from zoo.models._bert import Size
 from zoo.models._bert_keys import entries_of, spelling_of, to_ours, to_theirs
@@ -45,14 +46,16 @@ def vocabulary(words=WORDS):
 def albef(words=WORDS, first=2, **settings):
     vision, known = tiny_vision(), vocabulary(words)
     processor = PictureTextProcessor(vision.processor, CaptionProcessor(known, SIZE.length))
-    reads = [number >= first for number in range(SIZE.layers)]
-    return Albef(vision, SIZE, len(words), reads, known, Joint(["image", "text"], 32, 0), processor, SIZE.dim, **settings).eval()
+    joint = CrossAttention(SIZE.layers, first)
+    return Albef(vision, SIZE, len(words), joint, known, Joint(["image", "text"], 32, 0), processor, SIZE.dim, **settings).eval()
 
 
 def blip(words=WORDS, looks=LOOKS, **settings):
     vision, known = tiny_vision(looks), vocabulary(words)
     processor = PictureTextProcessor(vision.processor, CaptionProcessor(known, SIZE.length))
-    return Blip(vision, SIZE, known.size, [True] * 4, known, Joint(["image", "text"], 32, 0), processor, SIZE.dim, **settings).eval()
+    return Blip(
+        vision, SIZE, known.size, CrossAttention(SIZE.layers, 0), known, Joint(["image", "text"], 32, 0), processor, SIZE.dim, **settings
+    ).eval()
 
 
 def loaded(model, theirs, table=None):

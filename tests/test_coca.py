@@ -16,6 +16,7 @@ from tests.hot_weights import far, heat, looks
 from zoo import ZooError, build, make
 from zoo.abilities import Captioning
 from zoo.collate import RowCollate
+from zoo.fusions.cross_attention import CrossAttention
 from zoo.fusions.joint import Joint
 from zoo.hub import load, save
 from zoo.models._coca_keys import from_open_clip, to_open_clip
@@ -40,7 +41,7 @@ RED = Image.new("RGB", (20, 30), "red")
 def ours(legacy=True, width=64):
     vision = Pooled(clip_pictures(Pictures(32, 8, width, 2, width // 16), "gelu", final_norm=False), "open_clip", 32, QUERIES, 4)
     shape = Shape(32, 4, eps=1e-5, memory_norm=True, cross_ffn=True)
-    text = Decoder(shape, 4, 2, words=WORDS, length=LENGTH, legacy_cls_mask=legacy)
+    text = Decoder(shape, 4, 2, CrossAttention(4, 2), words=WORDS, length=LENGTH, legacy_cls_mask=legacy)
     words = make_vocabulary("small")
     processor = PictureTextProcessor(vision.processor, CaptionProcessor(words, LENGTH))
     return Coca(vision, text, words, Joint(["image", "text"], 32, 0), processor, 32).eval()

@@ -201,7 +201,7 @@ class TestFaults:
             ":16: baselines.late.optimizer.lr: 'fast': input should be a valid number",
             ":17: baselines.a/b: 'a/b' names a folder of the run: write a word, without a slash",
             ":18: floor.recall@10: 2: input should be less than or equal to 1",
-            ":18: floor.recall@11: no metric named 'recall@11'; did you mean 'recall@10'? (have: accuracy, recall@10, recall@100)",
+            ":18: floor.recall@11: no metric named 'recall@11'; did you mean 'recall@10'? (have: accuracy, recall@10, recall@100, soft_accuracy)",
             ":19: qqq: no keyword named 'qqq' (have: adapters, baselines, classify, data, evaluate,",
         ]  # fmt: skip
         assert first == f"{path}: {len(lines)} faults"
@@ -266,7 +266,7 @@ class TestFaults:
     def test_another_k_needs_another_floor(self):
         said = message({**SMALL, "floor": {"recall@10": 0.2}}, "evaluate.k=[1]", "evaluate.main.k=1")
         assert said.startswith("recipe: floor.recall@10: no metric named 'recall@10'")
-        assert said.endswith('(have: accuracy, recall@1), or write "floor={}" for none')
+        assert said.endswith('(have: accuracy, recall@1, soft_accuracy), or write "floor={}" for none')
 
     def test_not_a_text_file(self, tmp_path):
         (tmp_path / "r.yaml").write_bytes(b"model: \xff")

@@ -380,7 +380,7 @@ class TestCommand:
     def test_prints_all_of_it(self, command):
         code, out, err = command("validate", "tiny.yaml", "run.precision=bf16", "--processes", "2")
         assert (code, err) == (0, "")
-        for says in ("rows      32 (300 items, ", "missing   title ", "tokens; at most 140 before", "contrast  32 rows with a positive"):
+        for says in ("rows      32 (300 items, ", "missing   title ", "tokens; at most 140, ", "contrast  32 rows with a positive"):
             assert says in out
         lines = [line.split() for line in out.splitlines()]
         assert ["connector", "<-", "x.tokens"] in [line[:3] for line in lines]

@@ -94,7 +94,7 @@ def card(model: Any, run: str | Path | None = None, *, repo: str | None = None, 
         (_CLASSIFY if isinstance(model, Classifying) else _PICTURES if tuple(keys) == ("image", "text") else _USE).format(
             library=LIBRARY, repo=repo or f"org/{title}", keys=", ".join(f"`{key}`" for key in keys), dim=model.dim
         ),
-        _ANSWERS if metrics and metrics["main"]["protocol"] == ANSWERS else "",
+        _ANSWERS if metrics and metrics["main"].get("protocol") == ANSWERS else "",
         _measured(metrics),
         _made_of(model.spec),
         f"## Recipe\n\n```yaml\n{recipe.strip()}\n```\n" if recipe else "",
