@@ -201,7 +201,7 @@ class TestFaults:
             ":16: baselines.late.optimizer.lr: 'fast': input should be a valid number",
             ":17: baselines.a/b: 'a/b' names a folder of the run: write a word, without a slash",
             ":18: floor.recall@10: 2: input should be less than or equal to 1",
-            ":18: floor.recall@11: no metric named 'recall@11'; did you mean 'recall@10'? (have: accuracy, recall@10, recall@100, soft_accuracy)",
+            ":18: floor.recall@11: no metric named 'recall@11'; did you mean 'recall@10'? (have: accuracy, recall@10, recall@100, soft",
             ":19: qqq: no keyword named 'qqq' (have: adapters, baselines, classify, data, evaluate,",
         ]  # fmt: skip
         assert first == f"{path}: {len(lines)} faults"
