@@ -66,6 +66,33 @@ class Asking(Protocol):
 
 
 @runtime_checkable
+class Filling(Protocol):
+    """A model that fills in what is masked of a text, of a picture, or of both beside each other."""
+
+    grid: tuple[int, int]  # rows and columns of the patches of a picture
+    codes: int  # visual tokens that a patch is told from; 0: it fills in words alone
+
+    def fill(
+        self, image: ModalityInputs | None, hidden: Tensor | None, text: ModalityInputs | None, chosen: Tensor | None
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Logits of words (n, V) at ``chosen`` (B, N) bool, and of visual tokens (m, codes) at ``hidden`` (B, rows * columns) bool.
+
+        Both in the order of their places, row by row; None of what is not given. Each row has each modality that is given. The model hides
+        the patches; the words of ``text`` are hidden already.
+        """
+
+
+@runtime_checkable
+class Comparing(Protocol):
+    """A model that reads a sentence beside each of two pictures."""
+
+    compared_dim: int  # W
+
+    def compare(self, question: ModalityInputs, seen: Sequence[Tokens]) -> Tensor:
+        """(B, W) of what it makes of a sentence beside the pictures of ``see(image, 0)`` and ``see(image, 1)``."""
+
+
+@runtime_checkable
 class Converted(Protocol):
     """A model whose weights may be from a file of another program."""
 

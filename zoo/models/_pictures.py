@@ -126,6 +126,15 @@ class PictureTextModel(Hosted, nn.Module):
         """The picture encoder's tokens (B, N, D); of a row without a picture nothing."""
         return self.there(self.vision, image)
 
+    def see(self, image: ModalityInputs, place: int = 0) -> Tokens:
+        """What matching, questions and captions begin from, (B, N, D); by default what `look` gives.
+
+        Args:
+            image: Pictures.
+            place: 1 for the second of a pair that one text is about.
+        """
+        return self.look(image)
+
     def there(self, part: Callable[[ModalityInputs], Tokens], x: ModalityInputs) -> Tokens:
         """What ``part`` makes of those rows that are there, zeros elsewhere."""
         again = self._recomputes and torch.is_grad_enabled() and not _recomputes_blocks(part)
