@@ -37,6 +37,7 @@ FLOORS = (  # from the ground up; a module that no floor names fails
         "metric",
         "presence",
         "vocabulary",
+        "word_masks",
         "block",
         "positions",
         "relative_positions",

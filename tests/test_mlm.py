@@ -6,8 +6,8 @@ from torch.nn import functional as F
 
 from tests.picture_text_model import END, MASK, PAD, SPECIALS, START, WORDS, Small, Vocabulary, batch_of, model_and_other
 from zoo import ZooError, make
-from zoo.objectives.mlm import choose, hide
 from zoo.types import ModalityInputs
+from zoo.word_masks import choose, hide
 
 EXACT = {"rtol": 1e-8, "atol": 1e-10}  # float64
 ROWS = 6

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -15,9 +14,8 @@ from zoo.errors import ZooError
 from zoo.momentum import SoftTarget
 from zoo.objectives._shared import Shared, alone, both_there, text_of, tokens_of, wide
 from zoo.registry import register
-from zoo.types import Batch, Loss, ModalityInputs
-
-HIDDEN, RANDOM = 0.8, 0.1  # of the chosen words: shares that become [MASK], or any word; the rest stay
+from zoo.types import Batch, Loss
+from zoo.word_masks import choose, hide
 
 
 @register("objective", "mlm", paper="Li et al., ALBEF, NeurIPS 2021, https://arxiv.org/abs/2107.07651")
@@ -101,43 +99,3 @@ class Mlm(nn.Module):
     def after_step(self, model: Any, state: Any) -> None:
         """Raise alpha."""
         self.soft.step()
-
-
-def choose(text: ModalityInputs, vocabulary: Any, rate: float, whole_words: bool) -> Tensor:
-    """(B, N) bool: the words that are to be filled in, drawn by torch's own generator; never padding or a special id.
-
-    Args:
-        text: Ids (B, N) with their mask.
-        vocabulary: Knows its special ids, and which ids are pieces of one word.
-        rate: Of the words, each on its own.
-        whole_words: Pieces of a word are chosen together.
-    """
-    real = torch.ones_like(text.values, dtype=torch.bool) if text.mask is None else text.mask
-    for special in _specials(vocabulary.roles):
-        real = real & (text.values != special)
-    drawn = torch.rand(text.values.shape, device=text.values.device)
-    if whole_words:
-        drawn = drawn.gather(1, _first_pieces(text.values, real, vocabulary))
-    return real & (drawn < rate)
-
-
-def hide(ids: Tensor, chosen: Tensor, vocabulary: Any) -> Tensor:
-    """(B, N) ids with those chosen masked, replaced or left, by torch's own generator."""
-    fate, anything = torch.rand(ids.shape, device=ids.device), torch.randint_like(ids, vocabulary.own)
-    masked = torch.where(chosen & (fate < HIDDEN), vocabulary.roles["mask"], ids)
-    return torch.where(chosen & (fate >= HIDDEN) & (fate < HIDDEN + RANDOM), anything, masked)
-
-
-def _first_pieces(ids: Tensor, real: Tensor, vocabulary: Any) -> Tensor:
-    """(B, N) int64: where the word begins that an id is a piece of; each other id where it is."""
-    begin = torch.arange(ids.shape[1]).repeat(len(ids), 1)
-    for row, (numbers, is_real) in enumerate(zip(ids.tolist(), real.tolist(), strict=True)):
-        places = [i for i, here in enumerate(is_real) if here]
-        first: dict[int, int] = {}
-        for place, word in zip(places, vocabulary.words([numbers[i] for i in places]), strict=True):
-            begin[row, place] = first.setdefault(word, place)
-    return begin.to(ids.device)
-
-
-def _specials(roles: Mapping[str, int | None]) -> list[int]:
-    return sorted({number for number in roles.values() if number is not None})
