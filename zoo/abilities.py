@@ -83,6 +83,22 @@ class Filling(Protocol):
 
 
 @runtime_checkable
+class Tokenizing(Protocol):
+    """A model that tells each patch of a picture by one of a closed list of visual tokens."""
+
+    grid: tuple[int, int]  # rows and columns of the patches of a picture
+    codes: int  # how many visual tokens there are
+    processor: Any  # raw row to its inputs
+    trained: bool
+
+    def ids(self, image: ModalityInputs) -> Tensor:
+        """(B, rows * columns) int64, row by row of the picture."""
+
+    def trim(self) -> None:
+        """Leave out for good what `ids` does not need."""
+
+
+@runtime_checkable
 class Comparing(Protocol):
     """A model that reads a sentence beside each of two pictures."""
 

@@ -13,6 +13,14 @@ from zoo.types import ModalityInputs
 HIDDEN, RANDOM = 0.8, 0.1  # of the chosen words: shares that become [MASK], or any word; the rest stay
 
 
+def words_in(text: ModalityInputs, vocabulary: Any) -> Tensor:
+    """(B, N) bool: which of the ids (B, N) are words, neither padding nor special."""
+    real = torch.ones_like(text.values, dtype=torch.bool) if text.mask is None else text.mask
+    for special in _specials(vocabulary.roles):
+        real = real & (text.values != special)
+    return real
+
+
 def choose(text: ModalityInputs, vocabulary: Any, rate: float, whole_words: bool) -> Tensor:
     """(B, N) bool: the words that are to be filled in, drawn by torch's own generator; never padding or a special id.
 
@@ -22,9 +30,7 @@ def choose(text: ModalityInputs, vocabulary: Any, rate: float, whole_words: bool
         rate: Of the words, each on its own.
         whole_words: Pieces of a word are chosen together.
     """
-    real = torch.ones_like(text.values, dtype=torch.bool) if text.mask is None else text.mask
-    for special in _specials(vocabulary.roles):
-        real = real & (text.values != special)
+    real = words_in(text, vocabulary)
     drawn = torch.rand(text.values.shape, device=text.values.device)
     if whole_words:
         drawn = drawn.gather(1, _first_pieces(text.values, real, vocabulary))
