@@ -27,6 +27,7 @@ class CrossAttention:
     """
 
     banks: tuple[str, ...] = ()
+    joins = False
 
     def __init__(self, layers: int, first: int, *, from_layer: Annotated[int, Field(ge=0)] | None = None) -> None:
         self.first = first if from_layer is None else from_layer

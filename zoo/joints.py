@@ -64,6 +64,7 @@ class Trunk(Protocol):
     """Joint ``trunk``: made with ``(layers, first)``, how many blocks there are, and from which on the model's paper fuses modalities."""
 
     banks: tuple[str, ...]  # the sub-layers that exist once per expert, of `zoo.block.BANKED`, and "norm", the one behind all blocks
+    joins: bool  # whether tokens of several modalities may stand in one sequence; else they meet by cross-attention alone
 
     def __call__(self, kind: str, layer: int, fused: bool = False) -> str:
         """Which expert serves tokens of modality ``kind`` in block ``layer``, counted from 0; ``layers`` is the norm behind all blocks.

@@ -86,7 +86,8 @@ class Trunk(nn.Module):
         final = tuple(named[-1].get("norm", ()))
         for bank in named:
             bank.pop("norm", None)
-        self.blocks = nn.ModuleList(Block(shape, named[i], cross=i in cross_layers) for i in range(layers))
+        drops = [shape.drop_path * i / max(layers - 1, 1) for i in range(layers)]
+        self.blocks = nn.ModuleList(Block(shape._replace(drop_path=drops[i]), named[i], cross=i in cross_layers) for i in range(layers))
         self.norm: nn.Module | None = None
         if final_norm:
             self.norm = (
@@ -113,6 +114,7 @@ class Trunk(nn.Module):
         layers: slice | None = None,
         cache: Cache | None = None,
         bias: Tensor | Sequence[Tensor] | None = None,
+        normed: bool = True,
     ) -> Tensor | tuple[Tensor, Cache]:
         """Tokens through some or all of the blocks.
 
@@ -130,6 +132,7 @@ class Trunk(nn.Module):
                 again, and the result comes with the new cache. ``Cache()`` begins one.
             bias: (heads, N, K) or (B, heads, N, K) float, added to the scores of self-attention, K being N and what the cache holds; or a
                 list of such, one for each block of the trunk.
+            normed: Whether the final norm, if there is one, comes after the last block.
 
         Returns:
             (B, N, D); with a cache, a pair of it and the new cache.
@@ -155,7 +158,7 @@ class Trunk(nn.Module):
             x, after = self._run(self.blocks[number], x, runs, seen, memory, memory_seen, before)
             if cache is not None:
                 keeps.append(after)
-        if self.norm is not None and self.layers - 1 in numbers:
+        if normed and self.norm is not None and self.layers - 1 in numbers:
             runs = self._runs(route, self.layers, length, fused)
             x = routed(self.norm, x, [(expert_of(expert, "norm"), n) for expert, n in runs])
         if cache is None:

@@ -43,7 +43,7 @@ class Embedding(nn.Module):
 
     Args:
         rows: Of the table of words.
-        places: Of the table of positions.
+        places: Of the table of positions; None: there is none, as where attention knows how far apart words are.
         dim: Width.
         pad: The id whose row is not learned here.
         typed: Whether there is a table of the two kinds of text that BERT knows, of which the first is used.
@@ -51,9 +51,10 @@ class Embedding(nn.Module):
         init: Standard deviation of the tables.
     """
 
-    def __init__(self, rows: int, places: int, dim: int, *, pad: int, typed: bool, dropout: float, init: float) -> None:
+    def __init__(self, rows: int, places: int | None, dim: int, *, pad: int, typed: bool, dropout: float, init: float) -> None:
         super().__init__()
-        self.words, self.places = nn.Embedding(rows, dim, padding_idx=pad), nn.Embedding(places, dim)
+        self.words = nn.Embedding(rows, dim, padding_idx=pad)
+        self.places = None if places is None else nn.Embedding(places, dim)
         self.kinds = nn.Embedding(2, dim) if typed else None
         self.norm, self.dropout = nn.LayerNorm(dim, EPS), nn.Dropout(dropout)
         for table in (self.words, self.places, self.kinds):
@@ -66,13 +67,22 @@ class Embedding(nn.Module):
         Raises:
             ZooError: If there are more of them than places.
         """
-        N = past + ids.shape[1]
-        if self.places.num_embeddings < N:
-            raise ZooError(
-                f"a text of {N} ids, and there are {self.places.num_embeddings} places: write a smaller length, or a shorter prompt"
-            )
-        x = self.words(ids) + self.places.weight[past:N]
+        x = self.words(ids)
+        if self.places is not None:
+            x = x + places_of(self.places, past, ids.shape[1])
         return self.dropout(self.norm(x if self.kinds is None else x + self.kinds.weight[0]))
+
+
+def places_of(table: nn.Embedding, past: int, length: int) -> Tensor:
+    """(length, D), those behind ``past`` others.
+
+    Raises:
+        ZooError: If there are not as many.
+    """
+    N = past + length
+    if table.num_embeddings < N:
+        raise ZooError(f"a text of {N} ids, and there are {table.num_embeddings} places: write a smaller length, or a shorter prompt")
+    return table.weight[past:N]
 
 
 class WordHead(nn.Module):
