@@ -41,6 +41,7 @@ class Shape(NamedTuple):
     cross_ffn: bool = False  # cross-attention comes after the feed-forward, and has one of its own; else before it, and has none
     dropout: float = 0.0  # of what each sub-layer adds
     attention_dropout: float = 0.0  # of the weights of attention
+    drop_path: float = 0.0  # how often a row goes without what a sub-layer adds; of a trunk: in its last block, rising from 0 in its first
     init: float = 0.02  # standard deviation of the first weights; 1 / sqrt(D) for a narrow post-norm block trained from nothing
 
 
@@ -104,7 +105,7 @@ class Block(nn.Module):
             self.add_module(name, make() if experts is None else nn.ModuleDict({expert: make() for expert in experts}))
         self.scale1, self.scale2 = _scale(shape), _scale(shape)
         self.cross = Cross(shape) if cross else None
-        self.dropout = nn.Dropout(shape.dropout)
+        self.dropout = _dropout(shape)
         self.shape = shape
 
     def forward(
@@ -193,7 +194,7 @@ class Cross(nn.Module):
         self.scale = _scale(shape)
         if shape.cross_ffn:
             self.ffn_norm, self.ffn, self.ffn_scale = nn.LayerNorm(D, shape.eps), FeedForward(shape), _scale(shape)
-        self.dropout = nn.Dropout(shape.dropout)
+        self.dropout = _dropout(shape)
         self.shape = shape
 
     def keep(self, memory: Tensor) -> KeysValues:
@@ -244,6 +245,15 @@ class _NoKeyBias(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return F.linear(x, self.weight, torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias]))
+
+
+def _dropout(shape: Shape) -> nn.Module:
+    """On what a sub-layer adds: dropout, and by row stochastic depth (Huang et al., 2016, https://arxiv.org/abs/1603.09382)."""
+    if not shape.drop_path:
+        return nn.Dropout(shape.dropout)
+    from timm.layers import DropPath  # takes a second to import
+
+    return nn.Sequential(nn.Dropout(shape.dropout), DropPath(shape.drop_path))
 
 
 def _scale(shape: Shape) -> nn.Parameter | None:
