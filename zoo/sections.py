@@ -11,6 +11,7 @@ from pydantic import Field
 from zoo.config import Fraction, Positive, Rates
 
 NotNegative = Annotated[int, Field(ge=0)]
+Decay = Annotated[float, Field(gt=0.0, le=1.0)]
 Above = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
 AtLeastZero = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
 Protocol = Literal["one_target", "multi"]
@@ -27,11 +28,13 @@ class Group:
             matches nothing is an error.
         lr: Peak; None: the optimizer's.
         weight_decay: None: the optimizer's.
+        layer_decay: None: the optimizer's; 1: none.
     """
 
     prefix: str
     lr: AtLeastZero | None = None
     weight_decay: AtLeastZero | None = None
+    layer_decay: Decay | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +45,10 @@ class Optimizer:
         name: ``adamw``; or ``sgd``, for comparisons with papers that use it, its decay then being part of the gradient.
         momentum: Of ``sgd``.
         lr: Peak, after warm-up.
-        weight_decay: On every parameter; of ``adamw`` decoupled from the gradient.
+        weight_decay: On every parameter, or with ``decay_vectors: false`` on matrices; of ``adamw`` decoupled from the gradient.
+        decay_vectors: Whether biases, norms and what else has one dimension or none decay, too; in most papers they do not.
+        layer_decay: The rate of a parameter is multiplied by this for each level that it stands below the end: L - i in block i of L, L + 1
+            in embeddings, 0 behind the blocks (BEiT, 0.65 to 0.9). 1: all learn alike. A rate of ``groups`` is multiplied, too.
         betas: Of the two running means of ``adamw``.
         eps: Added to the root of the second one.
         max_grad_norm: Gradients longer than this are scaled down to it; 0: off.
@@ -58,6 +64,8 @@ class Optimizer:
     momentum: Fraction = 0.9
     lr: AtLeastZero = 1e-4
     weight_decay: AtLeastZero = 0.01
+    decay_vectors: bool = True
+    layer_decay: Decay = 1.0
     betas: tuple[Fraction, Fraction] = (0.9, 0.999)
     eps: Above = 1e-8
     max_grad_norm: AtLeastZero = 1.0
