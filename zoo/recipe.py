@@ -39,6 +39,8 @@ class Recipe:
             ``{"early fusion": {"model.fusion": "early"}}``.
         init_from: Earlier runs, each of which gives parts of its model to this one; trained first where a cache does not have them.
         freeze: Modules that are not trained, by name: ``vision``, ``backbone.model.layers.0``.
+        train_only: What alone is trained of the model, in the place of ``freeze``: modules and parameters by name, each step of which may
+            be a shell pattern, ``trunk.blocks.*.ffn.text``. What the objective has of its own is trained all the same.
         adapters: LoRA or DoRA in the modules that they name, whose own weights are frozen then; the run leaves the merged model.
         floor: ``{"recall@10": 0.2}`` under the protocol of ``evaluate.main``, or of captioned pictures in both directions, or
             ``{"accuracy": 0.8}``, of answers ``{"soft_accuracy": 0.6}``: below this the run has failed.
@@ -58,6 +60,7 @@ class Recipe:
     baselines: Mapping[str, Baseline] = field(default_factory=dict)
     init_from: tuple[Stage, ...] = ()
     freeze: tuple[str, ...] = ()
+    train_only: tuple[str, ...] = ()
     adapters: tuple[Adapter, ...] = ()
     floor: Mapping[str, Fraction] = field(default_factory=dict)
     seed: NotNegative = 0
@@ -200,6 +203,8 @@ def _contradictions(fields: Mapping[str, Any]) -> list[Fault]:
     run, evaluate = fields.get("run", Run()), fields.get("evaluate", Evaluate())
     if isinstance(run, Run) and run.steps is None and run.epochs is None:
         faults.append(Fault(("run",), "neither 'steps' nor 'epochs': write one of them"))
+    if fields.get("train_only") and (other := next((key for key in ("freeze", "adapters") if fields.get(key)), None)):
+        faults.append(Fault(("train_only",), f"it says all that is trained, and {other} says it in another way: write one of the two"))
     for i, stage in enumerate(fields.get("init_from", ())):
         if isinstance(stage, Stage) and (stage.recipe is None) == (stage.folder is None):
             says = "a stage is a recipe, which is trained, or the folder of a model that is there: write one of the two"

@@ -25,6 +25,7 @@ from zoo.errors import Diverged, ZooError
 from zoo.evaluate.classification import by_modality
 from zoo.feature_cache import feature_cache
 from zoo.files import write_text
+from zoo.freeze import freeze_others
 from zoo.gradcache import check_rows_stay_apart
 from zoo.hub import save
 from zoo.init_from import prepare, take_parts
@@ -238,13 +239,15 @@ def make_step(recipe: Recipe, stages: Sequence[Path] | None = None) -> Step:
         stages: The run folder of each stage in ``init_from``; None: the model keeps the weights that it was built with.
 
     Raises:
-        ZooError: If a frozen prefix names nothing, the objective does not fit the model, or accumulation the schedule.
+        ZooError: If what is to be frozen or trained is not there, the objective does not fit the model, or accumulation the schedule.
     """
     name, keywords = split_spec(recipe.model)
     model, objective = build(name, **keywords), make("objective", recipe.objective)
     if stages is not None:
         take_parts(model, recipe.init_from, stages)
     freeze_all(model, recipe.freeze)
+    if recipe.train_only:
+        freeze_others(model, recipe.train_only)
     if recipe.adapters:
         from zoo.lora import adapt  # peft takes seconds to import
 
