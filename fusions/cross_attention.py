@@ -10,7 +10,13 @@ from zoo.errors import ZooError
 from zoo.registry import register
 
 
-@register("fusion", "cross_attention", joints=("trunk",), paper="Li et al., Align before fuse, 2021, https://arxiv.org/abs/2107.07651")
+@register(
+    "fusion",
+    "cross_attention",
+    joints=("trunk",),
+    needs=("memory",),
+    paper="Li et al., Align before fuse, 2021, https://arxiv.org/abs/2107.07651",
+)
 class CrossAttention:
     """Text reads the picture by cross-attention, in the blocks from one on.
 
@@ -27,7 +33,6 @@ class CrossAttention:
     """
 
     banks: tuple[str, ...] = ()
-    joins = False
 
     def __init__(self, layers: int, first: int, *, from_layer: Annotated[int, Field(ge=0)] | None = None) -> None:
         self.first = first if from_layer is None else from_layer

@@ -29,7 +29,6 @@ class Mome:
     """
 
     banks: tuple[str, ...] = ("norm2", "ffn")
-    joins = True
 
     def __init__(self, layers: int, first: int, *, from_layer: Annotated[int, Field(ge=0)] | None = None) -> None:
         self.first = first if from_layer is None else from_layer

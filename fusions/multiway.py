@@ -27,7 +27,6 @@ class Multiway:
     """
 
     banks: tuple[str, ...] = (*BANKED, "norm")
-    joins = True
 
     def __init__(self, layers: int, first: int, *, from_layer: Annotated[int, Field(ge=0)] | None = None) -> None:
         self.first = first if from_layer is None else from_layer

@@ -5,7 +5,9 @@ from __future__ import annotations
 from zoo.registry import register
 
 
-@register("fusion", "single_stream", joints=("trunk",), paper="Kim et al., ViLT, 2021, https://arxiv.org/abs/2102.03334")
+@register(
+    "fusion", "single_stream", joints=("trunk",), needs=("sequence",), paper="Kim et al., ViLT, 2021, https://arxiv.org/abs/2102.03334"
+)
 class SingleStream:
     """No sub-layer is a modality's own, and there is no cross-attention: what `mome` and `multiway` are compared with.
 
@@ -15,7 +17,6 @@ class SingleStream:
     """
 
     banks: tuple[str, ...] = ()
-    joins = True
 
     def __init__(self, layers: int, first: int) -> None:
         self.layers = layers

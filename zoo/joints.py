@@ -64,7 +64,6 @@ class Trunk(Protocol):
     """Joint ``trunk``: made with ``(layers, first)``, how many blocks there are, and from which on the model's paper fuses modalities."""
 
     banks: tuple[str, ...]  # the sub-layers that exist once per expert, of `zoo.block.BANKED`, and "norm", the one behind all blocks
-    joins: bool  # whether tokens of several modalities may stand in one sequence; else they meet by cross-attention alone
 
     def __call__(self, kind: str, layer: int, fused: bool = False) -> str:
         """Which expert serves tokens of modality ``kind`` in block ``layer``, counted from 0; ``layers`` is the norm behind all blocks.
@@ -170,7 +169,13 @@ class Correcting(Protocol):
         """Called after the optimizer moved the parameters away from ``previous``, and not where fp16 scaling skipped the step."""
 
 
-_NEEDS = {"logits": "logits of each modality", "head": "one linear head that all modalities share", "classes": "rows of known class"}
+_NEEDS = {
+    "logits": "logits of each modality",
+    "head": "one linear head that all modalities share",
+    "classes": "rows of known class",
+    "memory": "blocks that read a picture by cross-attention",
+    "sequence": "text and picture in one sequence",
+}
 Filling = tuple[str, dict[str, Any]]  # plug-in name, its keywords
 
 
@@ -198,7 +203,8 @@ def compose(fusion: Any, model: str, offers: Mapping[str, str | None], gives: Co
         fusion: A name, a mapping with ``name`` and keywords, or a list of them; [] or None for the model's defaults.
         model: The model's name, for the message.
         offers: The model's joints, each with its default plug-in or None.
-        gives: What else the model has, of what plug-ins may need: ``logits`` of each modality, a shared ``head``, ``classes``.
+        gives: What else the model has, of what plug-ins may need: ``logits`` of each modality, a shared ``head``, ``classes``, blocks
+            that read a ``memory``, text and picture in one ``sequence``.
 
     Raises:
         ZooError: If a plug-in fills a joint or needs a thing that the model does not have, two named or two brought along fill the same,

@@ -44,7 +44,7 @@ class Entry:
         joints: A fusion's: the joints it fills, each with the plug-in that it brings for it (None: itself). A model's: the
             joints it has, each with the plug-in that fills it by default.
         needs: A fusion's: what a model must have besides the joints: ``logits`` of each modality, a linear ``head`` that all
-            share, or rows of known ``classes``.
+            share, rows of known ``classes``, blocks that read a ``memory``, or text and picture in one ``sequence``.
         gives: A model's: what it has of these.
         paper: Where the method comes from.
         licence: Of the weights that it loads, and of code that is not the zoo's; empty where there are none.

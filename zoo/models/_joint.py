@@ -21,6 +21,7 @@ from zoo.types import ModalityInputs, Tokens
 from zoo.vocabulary import Vocabulary
 
 KINDS = ("text", "image")
+GIVES = ("sequence",)
 
 
 class Patches(nn.Module):
@@ -78,9 +79,6 @@ class JointModel(PictureTextModel):
         schedule: How one batch becomes updates.
         processor: Raw row to inputs.
         codes: Visual tokens that a patch is told from; 0: it fills in words alone.
-
-    Raises:
-        ZooError: If the fusion is one of cross-attention.
     """
 
     modality_modules: Mapping[str, Sequence[str]] = {"image": ("vision", "image_projection"), "text": ("embed", "text_projection")}
@@ -101,8 +99,6 @@ class JointModel(PictureTextModel):
         codes: int,
     ) -> None:
         super().__init__(vision, vocabulary, schedule, processor, shape.dim)
-        if not joint.joins:
-            raise ZooError("text and picture stand in one sequence here, and nothing is read by cross-attention: write fusion: mome")
         banks = banks_of(joint, lambda _: [(kind, fused) for kind in KINDS for fused in (False, True)])
         self.embed = embed
         self.trunk = Trunk(shape, layers, banks=banks, experts=joint, final_norm=True)

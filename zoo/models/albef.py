@@ -32,6 +32,7 @@ from zoo.types import Batch, ModalityInputs, ModelOutput, Tokens
 from zoo.vocabulary import Vocabulary, make_vocabulary
 
 JOINTS: dict[str, str | None] = {"trunk": "cross_attention", "schedule": "joint"}
+GIVES = ("memory",)
 BERT = "google-bert/bert-base-uncased"
 SIZES = {
     "tiny": Size(64, 4, 4, 24, 64, 64, 0.0, 64**-0.5, "small", {"name": "image_transformer", "arch": "tiny"}),
@@ -129,6 +130,7 @@ class Albef(PictureTextModel):
     "model",
     "albef",
     joints=JOINTS,
+    gives=GIVES,
     paper="Li et al., Align before fuse, 2021, https://arxiv.org/abs/2107.07651",
     remote=remote_words,
 )
@@ -166,7 +168,7 @@ def albef(
     """
     of = SIZES[size]
     of = of._replace(layers=layers or of.layers, length=length or of.length, dim=dim or of.dim)
-    joints, words = compose(fusion, "albef", JOINTS), make_vocabulary(vocabulary or of.vocabulary)
+    joints, words = compose(fusion, "albef", JOINTS, GIVES), make_vocabulary(vocabulary or of.vocabulary)
     rows = rows_of_table("albef", words, vocab_size, roles=False)
     words.role("mask", "albef")
     looks = make("encoder", of.vision if vision is None else vision)

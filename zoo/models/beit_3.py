@@ -13,7 +13,7 @@ from zoo.errors import ZooError
 from zoo.joints import Trunk as Plugin
 from zoo.joints import compose
 from zoo.models._bert import aligned, drawn, places_of, remote_words
-from zoo.models._joint import JointModel, Patches
+from zoo.models._joint import GIVES, JointModel, Patches
 from zoo.models._pictures import CaptionProcessor, PictureTextProcessor
 from zoo.registry import register
 from zoo.trunk import Cache, Shape
@@ -185,6 +185,7 @@ class Beit3(JointModel):
     "model",
     "beit_3",
     joints=JOINTS,
+    gives=GIVES,
     paper="Wang et al., BEiT-3, 2022, https://arxiv.org/abs/2208.10442",
     remote=remote_words,
 )
@@ -228,7 +229,7 @@ def beit_3(
             of a side that patches do not fill.
     """
     of = SIZES[size]
-    joints = compose(of.fusion if fusion is None else fusion, "beit_3", JOINTS)
+    joints = compose(of.fusion if fusion is None else fusion, "beit_3", JOINTS, GIVES)
     words, depth, longest = make_vocabulary(vocabulary or of.vocabulary), layers or of.layers, length or of.length
     rows = vocab_size or max(words.own, of.rows or 0)
     if rows < words.own:

@@ -34,6 +34,7 @@ from zoo.types import Batch, ModalityInputs, ModelOutput, Tokens
 from zoo.vocabulary import Vocabulary, make_vocabulary
 
 JOINTS: dict[str, str | None] = {"trunk": "cross_attention", "schedule": "joint"}
+GIVES = ("memory",)
 BERT = "google-bert/bert-base-uncased"
 BANKS = dict.fromkeys(("qkv", "out", "norm1"), ("encode", "decode"))  # reading and writing share all but self-attention
 _BASE = Size(768, 12, 12, 30, 512, 256, 0.1, 0.02, BERT, picture_encoder("vit_base_patch16_224", 224))
@@ -65,6 +66,7 @@ class Blip(PictureTextModel):
     """
 
     modality_modules: Mapping[str, Sequence[str]] = {"image": ("vision", "image_projection"), "text": ("text_projection",)}
+    asks_without: tuple[str, ...] = (r".*\.decode",)  # self-attention for writing, which is kept so that the trunk stays one
     adds_cosine = True
 
     def __init__(
@@ -180,6 +182,7 @@ class Blip(PictureTextModel):
     "model",
     "blip",
     joints=JOINTS,
+    gives=GIVES,
     paper="Li et al., BLIP, 2022, https://arxiv.org/abs/2201.12086",
     remote=remote_words,
 )
@@ -223,7 +226,7 @@ def blip(
     """
     of = SIZES[size]
     of = of._replace(layers=layers or of.layers, length=length or of.length, dim=dim or of.dim)
-    joints, words = compose(fusion, "blip", JOINTS), make_vocabulary(vocabulary or of.vocabulary)
+    joints, words = compose(fusion, "blip", JOINTS, GIVES), make_vocabulary(vocabulary or of.vocabulary)
     rows = rows_of_table("blip", words, vocab_size, roles=True)
     said = len(words.encode(prompt))
     if of.length + said > of.places:

@@ -24,6 +24,7 @@ from zoo.types import Batch, ModalityInputs, ModelOutput, Tokens
 from zoo.vocabulary import Vocabulary, make_vocabulary
 
 JOINTS: dict[str, str | None] = {"trunk": "cross_attention", "schedule": "joint"}
+GIVES = ("memory",)
 Form = Literal["paper", "open_clip"]
 
 
@@ -213,6 +214,7 @@ class Coca(PictureTextModel):
     "model",
     "coca",
     joints=JOINTS,
+    gives=GIVES,
     paper="Yu et al., CoCa: Contrastive captioners are image-text foundation models, 2022, https://arxiv.org/abs/2205.01917",
     licence="of weights that are loaded: see their card",
     remote=remote_words,
@@ -256,7 +258,7 @@ def coca(
         ZooError: If a fusion does not fit, the vocabulary cannot be had or lacks what starts and ends a text, the table is too small, or
             pictures are of a side that patches do not fill.
     """
-    joints, of = compose(fusion, "coca", JOINTS), SIZES[size]
+    joints, of = compose(fusion, "coca", JOINTS, GIVES), SIZES[size]
     layers, paper = of.texts.layers + of.captions, of.form == "paper"
     joint = joints.make("trunk", layers, of.texts.layers)
     first = _border(joint, layers)

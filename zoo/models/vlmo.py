@@ -14,7 +14,7 @@ from zoo.errors import ZooError
 from zoo.joints import Trunk as Plugin
 from zoo.joints import compose
 from zoo.models._bert import Embedding, drawn, nothing, remote_words, rows_of_table
-from zoo.models._joint import JointModel, Patches, plain
+from zoo.models._joint import GIVES, JointModel, Patches, plain
 from zoo.models._pictures import CaptionProcessor, PictureTextProcessor
 from zoo.registry import register
 from zoo.relative_positions import RelativePositions
@@ -104,7 +104,7 @@ class Vlmo(JointModel):
         schedule: nn.Module,
         processor: PictureTextProcessor,
         codes: int,
-        two_scale: bool,
+        two_scale: bool | None,
     ) -> None:
         super().__init__(vision, embed, shape, size.layers, joint, vocabulary, schedule, processor, codes)
         self.kinds = nn.Embedding(3, shape.dim)  # of the text, of the picture, of the second picture
@@ -115,7 +115,8 @@ class Vlmo(JointModel):
         own = [number for number in range(size.layers) if joint("text", number, True) != joint("text", number)]
         if two_scale and not own:
             raise ZooError("vlmo: with this fusion pairs have no experts of their own to take a vector through: write two_scale: false")
-        self.first, self.two_scale = own[0] if own else size.layers, two_scale
+        self.first, two_scale = own[0] if own else size.layers, bool(own) if two_scale is None else two_scale
+        self.two_scale = two_scale
         if two_scale:
             self.outputs = ("image", "text", "pair_image", "pair_text")
             self.pair_image_projection, self.pair_text_projection = plain(shape), plain(shape)
@@ -178,6 +179,7 @@ class Vlmo(JointModel):
     "model",
     "vlmo",
     joints=JOINTS,
+    gives=GIVES,
     paper="Bao et al., VLMo, 2021, https://arxiv.org/abs/2111.02358",
     remote=remote_words,
 )
@@ -192,7 +194,7 @@ def vlmo(
     hidden: Positive | None = None,
     length: Positive | None = None,
     codes: Annotated[int, Field(ge=0)] = 0,
-    two_scale: bool = True,
+    two_scale: bool | None = None,
     fusion: FusionSpec = "mome",
 ) -> Vlmo:
     """VLMo: a transformer of shared attention and one feed-forward per modality, which is two towers for retrieval and one for pairs.
@@ -211,7 +213,8 @@ def vlmo(
         hidden: Width inside a feed-forward; None: four times the width.
         length: Ids of the longest text, those at its ends included.
         codes: Visual tokens that hidden patches are told from, as BEiT learns them in the first stage; 0: none.
-        two_scale: Whether vectors are also taken through the experts of pairs, and contrasted by an ``itc`` of their own.
+        two_scale: Whether vectors are also taken through the experts of pairs, and contrasted by an ``itc`` of their own; None: where the
+            fusion gives pairs their own.
         fusion: Plug-ins for the joints trunk and schedule; ``from_layer`` of ``mome`` is the first block with the expert of pairs.
 
     Raises:
@@ -219,7 +222,7 @@ def vlmo(
             of a side that patches do not fill.
     """
     of = SIZES[size]
-    joints, words = compose(fusion, "vlmo", JOINTS), make_vocabulary(vocabulary or of.vocabulary)
+    joints, words = compose(fusion, "vlmo", JOINTS, GIVES), make_vocabulary(vocabulary or of.vocabulary)
     depth, longest = layers or of.layers, length or of.length
     of = of._replace(
         layers=depth,
