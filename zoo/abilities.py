@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 from zoo.errors import ZooError
 from zoo.types import ModalityInputs, ModelOutput, Tokens
@@ -96,6 +96,27 @@ class Tokenizing(Protocol):
 
     def trim(self) -> None:
         """Leave out for good what `ids` does not need."""
+
+
+class Distilled(NamedTuple):
+    """Pictures told by codes, and the features of a teacher told from the codes."""
+
+    points: Tensor  # (B, P, C) of length 1, what a code was looked up for
+    ids: Tensor  # (B, P) int64, the nearest code of each
+    codes: Tensor  # (B, P, C), these codes
+    told: Tensor  # (B, P, T), features told from the codes; their gradient reaches the points
+    taught: Tensor  # (B, P, T), the teacher's, without a graph
+
+
+@runtime_checkable
+class Distilling(Protocol):
+    """A model that learns visual tokens from the features of a frozen tower."""
+
+    codes: int
+    codebook: Any  # ``follow(points (N, C), ids (N,), decay)`` moves it after a step
+
+    def distil(self, image: ModalityInputs) -> Distilled:
+        """Pictures and what is told of them. Each row has one."""
 
 
 @runtime_checkable

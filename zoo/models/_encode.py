@@ -68,6 +68,27 @@ def classify(model: Any, rows: Rows, *, batch_size: int, show_progress: bool | N
     return found
 
 
+def tokenized(model: Any, rows: Rows, *, batch_size: int, show_progress: bool | None) -> np.ndarray:
+    """Visual tokens of raw rows: (N, P) int64, or (P,) of a single row.
+
+    Args:
+        model: As of `encode`; it gives the labels ``image`` (B, P), P patches of its ``grid``.
+        rows: As of `encode`.
+        batch_size: As of `encode`.
+        show_progress: As of `encode`.
+
+    Raises:
+        ZooError: As `encode`.
+    """
+    if isinstance(rows, str | Mapping):
+        return tokenized(model, [rows], batch_size=batch_size, show_progress=show_progress)[0]
+    _check_rows_and_size(rows, "tell", batch_size)
+    found = np.zeros((len(rows), model.grid[0] * model.grid[1]), dtype=np.int64)
+    for numbers, out in _outputs(model, rows, "tokenizing", batch_size, show_progress):
+        found[numbers] = out.labels["image"].cpu().numpy()
+    return found
+
+
 def _check_rows_and_size(rows: Any, call: str, batch_size: int) -> None:
     if not isinstance(rows, Sequence):
         raise ZooError(f"{call} takes a row or a list of rows, not a {type(rows).__name__}: write {call}([{{...}}])")
