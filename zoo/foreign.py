@@ -144,3 +144,26 @@ def layers(names: Iterable[str], prefix: str) -> int:
     """How many layers ``<prefix><number>.`` there are."""
     pattern = re.compile(rf"{re.escape(prefix)}(\d+)\.")
     return len({match[1] for name in names if (match := pattern.match(name))})
+
+
+def entry(state: Mapping[str, Tensor], name: str, where: Path) -> Tensor:
+    """What is under a name.
+
+    Raises:
+        ZooError: If nothing is.
+    """
+    if name not in state:
+        raise ZooError(f"{where} has no {name}, and others of its model: the file is not whole")
+    return state[name]
+
+
+def side(places: int, where: Path) -> int:
+    """Of a square of that many patches.
+
+    Raises:
+        ZooError: If it is none.
+    """
+    found = round(places**0.5)
+    if found * found != places:
+        raise ZooError(f"{where}: {places} positions of patches make no square")
+    return found
