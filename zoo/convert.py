@@ -15,9 +15,9 @@ from torch import Tensor
 from zoo.errors import ZooError
 from zoo.files import check_target, write_json
 from zoo.foreign import Foreign, read_foreign
-from zoo.foreign_settings import bert_settings, clip_settings
+from zoo.foreign_settings import bert_settings, clip_settings, vqkd_settings
 from zoo.hub import ABOUT, save
-from zoo.models import _bert_keys, _clip_keys, _coca_keys
+from zoo.models import _bert_keys, _clip_keys, _coca_keys, _vqkd_keys
 from zoo.positions import PLACES, resampled
 from zoo.registry import build
 from zoo.source import Source
@@ -25,7 +25,7 @@ from zoo.source import Source
 logger = logging.getLogger("zoo.convert")
 CONVERTED = "converted.json"  # beside the weights: where they come from
 KNOWN = """known are CLIP (of OpenAI, open_clip, transformers), CoCa (of open_clip), BLIP (of Salesforce, and of transformers for
-retrieval, captioning and questions) and ALBEF (of Salesforce)"""
+retrieval, captioning and questions), ALBEF (of Salesforce) and BEiT v2's visual tokenizers (of unilm)"""
 _CLIP = {
     "openai": _clip_keys.from_open_clip,
     "open_clip": _clip_keys.from_open_clip,
@@ -58,7 +58,8 @@ def convert(
     """Read weights of another program into a model folder; or, with ``to``, write a model folder as another program reads it.
 
     Read are CLIP of OpenAI, open_clip and transformers, CoCa of open_clip, BLIP of Salesforce and of transformers (retrieval,
-    captioning, questions and answers), ALBEF of Salesforce. Which it is shows in the names of the weights, the size in their shapes.
+    captioning, questions and answers), ALBEF of Salesforce, visual tokenizers of BEiT v2. Which it is shows in the names of the weights, the
+    size in their shapes.
 
     Args:
         source: A file, or a folder with a ``config.json``; with ``to``, a run folder.
@@ -124,6 +125,10 @@ def _mapped(foreign: Foreign) -> tuple[str, str, dict[str, Any], _bert_keys.Mapp
     if program is not None:
         name, settings = clip_settings(program, foreign)
         mapped = _CLIP[program](state)
+        if mapped.absent:
+            raise ZooError(f"{foreign.path} has nothing for {_some(mapped.absent)} of the model {name}: the file is not whole")
+    elif _vqkd_keys.is_of_beit2(state):
+        program, (name, settings), mapped = "beit2", vqkd_settings(foreign), _vqkd_keys.from_beit2(state)
         if mapped.absent:
             raise ZooError(f"{foreign.path} has nothing for {_some(mapped.absent)} of the model {name}: the file is not whole")
     else:

@@ -10,10 +10,11 @@ from torch import Tensor
 
 from zoo.encoders._image import CLIP_MEAN, CLIP_STD
 from zoo.errors import ZooError
-from zoo.foreign import Foreign, layers
-from zoo.models import albef, blip, clip, coca
+from zoo.foreign import Foreign, entry, layers, side
+from zoo.models import albef, blip, clip, coca, visual_tokenizer
 from zoo.models._bert import picture_encoder
 from zoo.models._bert_keys import SPELLINGS, Program
+from zoo.models._vqkd_keys import CODES, blocks_in
 
 VITS = {  # width, side of a patch: timm's name, blocks, heads; all widen four times, with norms of eps 1e-6
     (192, 16): ("vit_tiny_patch16_224", 12, 3),
@@ -43,9 +44,9 @@ def bert_settings(program: Program, foreign: Foreign) -> tuple[str, dict[str, An
     state, said, where = foreign.state, SPELLINGS[program], foreign.path
     name, sizes = ("blip", blip.SIZES) if said.banked else ("albef", albef.SIZES)
     stem = said.encoder or said.decoder
-    rows, width = _of(state, f"{stem}embeddings.word_embeddings.weight", where).shape
-    places = len(_of(state, f"{stem}embeddings.position_embeddings.weight", where))
-    hidden = len(_of(state, f"{stem}encoder.layer.0.intermediate.dense.weight", where))
+    rows, width = entry(state, f"{stem}embeddings.word_embeddings.weight", where).shape
+    places = len(entry(state, f"{stem}embeddings.position_embeddings.weight", where))
+    hidden = len(entry(state, f"{stem}encoder.layer.0.intermediate.dense.weight", where))
     blocks = layers(state, f"{stem}encoder.layer.")
     cross = [i for i in range(blocks) if f"{stem}encoder.layer.{i}.crossattention.self.query.weight" in state]
     sight = _sight(state, said.vision, where)
@@ -85,24 +86,24 @@ def clip_settings(program: str, foreign: Foreign) -> tuple[str, dict[str, Any]]:
     state, where, name = foreign.state, foreign.path, "coca" if program == "open_clip_coca" else "clip"
     hf, text = program == "hf_clip", "text." if "text.token_embedding.weight" in state else ""
     see, tower = ("vision_model.embeddings.", "text_model.embeddings.") if hf else ("visual.", text)
-    width, _, patch, _ = _of(state, see + ("patch_embedding.weight" if hf else "conv1.weight"), where).shape
-    grid = side(len(_of(state, see + ("position_embedding.weight" if hf else "positional_embedding"), where)) - 1, where)
-    rows, wide = _of(state, f"{tower}token_embedding.weight", where).shape
-    places = len(_of(state, tower + ("position_embedding.weight" if hf else "positional_embedding"), where))
+    width, _, patch, _ = entry(state, see + ("patch_embedding.weight" if hf else "conv1.weight"), where).shape
+    grid = side(len(entry(state, see + ("position_embedding.weight" if hf else "positional_embedding"), where)) - 1, where)
+    rows, wide = entry(state, f"{tower}token_embedding.weight", where).shape
+    places = len(entry(state, tower + ("position_embedding.weight" if hf else "positional_embedding"), where))
     stems = (
         ("vision_model.encoder.layers.", "text_model.encoder.layers.")
         if hf
         else ("visual.transformer.resblocks.", f"{text}transformer.resblocks.")
     )
     inner = "0.mlp.fc1.weight" if hf else "0.mlp.c_fc.weight"
-    shape = (width, patch, layers(state, stems[0]), len(_of(state, stems[0] + inner, where)))
-    words = (wide, layers(state, stems[1]), len(_of(state, stems[1] + inner, where)))
+    shape = (width, patch, layers(state, stems[0]), len(entry(state, stems[0] + inner, where)))
+    words = (wide, layers(state, stems[1]), len(entry(state, stems[1] + inner, where)))
     size, pictures, texts = _clip_size(name, shape, words, where)
-    dim = len(_of(state, "text_projection.weight", where)) if hf else _of(state, f"{text}text_projection", where).shape[1]
+    dim = len(entry(state, "text_projection.weight", where)) if hf else entry(state, f"{text}text_projection", where).shape[1]
     _same_clip(foreign, hf, pictures.heads, texts.heads)
     settings: dict[str, Any] = {"size": size, "image_size": grid * patch, "vocab_size": rows, "dim": dim}
     if name == "coca":
-        queries = len(_of(state, "visual.attn_pool.query", where))
+        queries = len(entry(state, "visual.attn_pool.query", where))
         return name, settings | {"length": places - 1, "queries": queries, "legacy_cls_mask": True}
     settings |= {"length": places, "activation": _activation(program, foreign.config)}
     if rows == CLIP_WORDS:
@@ -110,6 +111,35 @@ def clip_settings(program: str, foreign: Foreign) -> tuple[str, dict[str, Any]]:
     elif (where.parent / "tokenizer.json").is_file():
         settings["vocabulary"] = str(where.parent)
     return name, settings
+
+
+def vqkd_settings(foreign: Foreign) -> tuple[str, dict[str, Any]]:
+    """The same, of a visual tokenizer of BEiT v2.
+
+    Raises:
+        ZooError: As `bert_settings`.
+    """
+    state, where = foreign.state, foreign.path
+    width, _, patch, _ = entry(state, "encoder.patch_embed.proj.weight", where).shape
+    codes, code_dim = entry(state, CODES, where).shape
+    shape = (width, blocks_in(state, "encoder"), len(entry(state, "encoder.blocks.0.mlp.fc1.weight", where)), code_dim)
+    has = {key: (of.width, of.layers, 4 * of.width, of.code_dim) for key, of in visual_tokenizer.SIZES.items()}
+    size = next((key for key, own in has.items() if own == shape), None)
+    if size is None:
+        raise ZooError(
+            f"{where}: its encoder and codes are {shape} (width, blocks, width inside, width of a code), and visual_tokenizer has no such "
+            f"size (has: {', '.join(f'{key} {own}' for key, own in has.items())})"
+        )
+    grid = side(entry(state, "encoder.pos_embed", where).shape[1] - 1, where)
+    taught = len(entry(state, "decode_task_layer.2.weight", where))
+    return "visual_tokenizer", {
+        "size": size,
+        "image_size": grid * patch,
+        "patch": patch,
+        "codes": codes,
+        "decoder_layers": blocks_in(state, "decoder"),
+        "taught": taught,
+    }
 
 
 def _clip_size(name: str, shape: tuple[int, ...], words: tuple[int, ...], where: Path) -> tuple[str, Any, Any]:
@@ -171,9 +201,9 @@ def _sight(state: Mapping[str, Tensor], style: str, where: Path) -> Sight:
         if style == "transformers"
         else ("visual_encoder.", "patch_embed.proj.weight", "pos_embed", "blocks.", "mlp.fc1.weight")
     )
-    width, _, patch, _ = _of(state, stem + conv, where).shape
-    grid = side(_of(state, stem + place, where).shape[1] - 1, where)
-    return Sight(width, patch, layers(state, stem + blocks), grid * patch, len(_of(state, f"{stem}{blocks}0.{inner}", where)))
+    width, _, patch, _ = entry(state, stem + conv, where).shape
+    grid = side(entry(state, stem + place, where).shape[1] - 1, where)
+    return Sight(width, patch, layers(state, stem + blocks), grid * patch, len(entry(state, f"{stem}{blocks}0.{inner}", where)))
 
 
 def _encoder(sight: Sight, foreign: Foreign, where: Path) -> dict[str, Any]:
@@ -194,25 +224,7 @@ def _encoder(sight: Sight, foreign: Foreign, where: Path) -> dict[str, Any]:
     return picture_encoder(arch, sight.image_size) | ({} if sight.blocks == blocks else {"layer": sight.blocks - 1})
 
 
-def side(places: int, where: Path) -> int:
-    """Of a square of that many patches.
-
-    Raises:
-        ZooError: If it is none.
-    """
-    found = round(places**0.5)
-    if found * found != places:
-        raise ZooError(f"{where}: {places} positions of patches make no square")
-    return found
-
-
 def _same_heads(config: Mapping[str, Any], heads: int, what: str, where: Path) -> None:
     """Shapes do not tell how many heads there are; a config does."""
     if (said := config.get("num_attention_heads", heads)) != heads:
         raise ZooError(f"the config in {where.parent} says {said} heads for {what}, and models of these widths have {heads} here")
-
-
-def _of(state: Mapping[str, Tensor], name: str, where: Path) -> Tensor:
-    if name not in state:
-        raise ZooError(f"{where} has no {name}, and others of its model: the file is not whole")
-    return state[name]

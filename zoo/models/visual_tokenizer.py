@@ -99,7 +99,8 @@ class VisualTokenizer(Hosted, nn.Module):
         states = self._states(image.rows(there))  # (b, P, D)
         ids = self.codebook(self._pointed(states))  # (b, P)
         vectors = states.new_zeros(len(there), self.dim).index_put((there,), states.mean(1))
-        return ModelOutput({"image": vectors}, {"image": there}, labels={"image": ids.new_zeros(len(there), patches).index_put((there,), ids)})
+        tokens = ids.new_zeros(len(there), patches).index_put((there,), ids)
+        return ModelOutput({"image": vectors}, {"image": there}, labels={"image": tokens})
 
     def ids(self, image: ModalityInputs) -> Tensor:
         """(B, P) int64, the visual token of each patch, row by row of the picture."""
