@@ -149,8 +149,9 @@ def rows_of_table(model: str, words: Vocabulary, vocab_size: int | None, *, role
 def aligned(model: Any, batch: Batch) -> ModelOutput:
     """Picture and text to the embeddings ``image`` and ``text``, (B, dim) each, zeros where they are absent."""
     one = next(iter(batch.inputs.values()))
-    seen = model.look(batch.inputs["image"]) if "image" in batch.inputs else nothing(one, model.vision.dim)  # (B, N, D)
-    words = model.read(batch.inputs["text"]) if "text" in batch.inputs else nothing(one, model.trunk.shape.dim)
+    of = model.image_projection.weight.dtype
+    seen = model.look(batch.inputs["image"]) if "image" in batch.inputs else nothing(one, model.vision.dim, of)  # (B, N, D)
+    words = model.read(batch.inputs["text"]) if "text" in batch.inputs else nothing(one, model.trunk.shape.dim, of)
     vectors = {"image": model.image_projection(seen.pooled), "text": model.text_projection(words.pooled)}  # (B, dim)
     tokens = {"image": seen, "text": words}
     present = {name: x.present for name, x in tokens.items()}
@@ -168,9 +169,9 @@ def there(text: ModalityInputs) -> Tensor:
     return torch.ones(len(text.values), dtype=torch.bool, device=text.values.device) if text.present is None else text.present
 
 
-def nothing(of: ModalityInputs, dim: int) -> Tokens:
+def nothing(of: ModalityInputs, dim: int, dtype: torch.dtype = torch.float32) -> Tokens:
     """Of each row of a batch, of which ``of`` is one modality, one token that is not there."""
-    x = torch.zeros(len(of.values), 1, dim, device=of.values.device)
+    x = torch.zeros(len(of.values), 1, dim, dtype=dtype, device=of.values.device)
     mask = torch.zeros(x.shape[:2], dtype=torch.bool, device=x.device)
     return Tokens(x, mask, x[:, 0], mask[:, 0])
 

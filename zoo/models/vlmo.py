@@ -127,9 +127,10 @@ class Vlmo(JointModel):
         With ``two_scale`` also ``pair_image`` and ``pair_text``: what the upper blocks make of each alone with the experts of pairs.
         """
         one = next(iter(batch.inputs.values()))
+        none = nothing(one, self.dim, self.pooler.weight.dtype)
         tokens = {
-            "image": self.see(batch.inputs["image"]) if "image" in batch.inputs else nothing(one, self.dim),
-            "text": self._worded(batch.inputs["text"]) if "text" in batch.inputs else nothing(one, self.dim),
+            "image": self.see(batch.inputs["image"]) if "image" in batch.inputs else none,
+            "text": self._worded(batch.inputs["text"]) if "text" in batch.inputs else none,
         }
         vectors, present = {}, {}
         for kind, x in tokens.items():
