@@ -178,7 +178,7 @@ class TestWords:
         assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
 
     def test_list(self, zoo):
-        assert zoo("list") == (0, "albef\nblip\nclassifier\nclip\ncoca\ndual_encoder\nmeter\nmla\nnotellm2\nvqa\n", "")
+        assert zoo("list") == (0, "albef\nbeit_3\nblip\nclassifier\nclip\ncoca\ndual_encoder\nmeter\nmla\nnlvr2\nnotellm2\nvisual_tokenizer\nvlmo\nvqa\n", "")
         assert "gated_late\n" in zoo("list", "fusions")[1]
         assert "planted_notes\n" in zoo("list", "data")[1]
         assert "notellm2/retail\n" in zoo("list", "recipes")[1]

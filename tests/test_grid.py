@@ -47,7 +47,10 @@ TINY: dict[str, dict[str, Any]] = {  # model: settings that make it small, and `
     "blip": {"vision": TINY_IMAGE, "layers": 1, "dim": 8},
     "clip": {"vision": TINY_IMAGE, "dim": 8},
     "coca": {"vision": TINY_IMAGE, "dim": 8, "queries": 3},
+    "vlmo": {"layers": 1, "hidden": 16},
+    "beit_3": {"layers": 1, "hidden": 16},
     "vqa": {"base": {"name": "blip", "vision": TINY_IMAGE, "layers": 1, "dim": 8}, "classes": 3},
+    "nlvr2": {"base": {"name": "blip", "vision": TINY_IMAGE, "layers": 1, "dim": 8}},
 }
 TINY_CONNECTOR: dict[str, dict[str, Any]] = {  # those whose own defaults are large
     "attention_pool": {"num_queries": 2},
@@ -108,6 +111,8 @@ def some_rows(model: nn.Module) -> list[dict[str, Any]]:
         return [{"left": pictures()[0]}, {"right": pictures()[1]}, *({"left": p, "right": q} for p, q in pairwise(pictures()))]
     if classifies(model) or describes(model):
         both = [{"text": text, "image": picture} for text, picture in zip(("a red shoe", "soft", "b"), pictures(), strict=False)]
+        if "image_2" in model.processor.keys():
+            both = [{**row, "image_2": picture} for row, picture in zip(both, pictures()[3:], strict=True)] + both
         return [*both, {"text": "a blue bag"}, {"image": pictures()[3]}]
     rows = [{"title": "a red shoe", "content": "soft"}, {**some_pairs()[0].query, "title": "b"}]
     return rows + [row for row in [{"image": pictures()[0]}] if model.processor.sees(row)]
@@ -117,7 +122,8 @@ def training(model: nn.Module) -> tuple[nn.Module, Batch]:
     """An objective that fits the model, and a batch."""
     if classifies(model):
         rows = some_rows(model)
-        return make("objective", "cross_entropy"), Batch(stack([model.processor(r) for r in rows]), targets=torch.arange(len(rows)) % 3)
+        targets = torch.arange(len(rows)) % model.classes
+        return make("objective", "cross_entropy"), Batch(stack([model.processor(r) for r in rows]), targets=targets)
     if describes(model):
         rows = some_rows(model)
         fit = {"itm": Matching, "mlm": Unmasking, "lm": Captioning}
@@ -155,7 +161,7 @@ def asked(model: nn.Module) -> np.ndarray:
     rows = some_rows(model)
     if classifies(model):
         chances = model.classify(rows)
-        assert chances.shape == (len(rows), TINY["classifier"]["classes"])
+        assert chances.shape == (len(rows), model.classes)
         np.testing.assert_allclose(chances.sum(1), 1, rtol=1e-5)
         return chances
     if describes(model):
