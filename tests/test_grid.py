@@ -48,7 +48,7 @@ TINY: dict[str, dict[str, Any]] = {  # model: settings that make it small, and `
     "clip": {"vision": TINY_IMAGE, "dim": 8},
     "coca": {"vision": TINY_IMAGE, "dim": 8, "queries": 3},
     "vlmo": {"layers": 1, "hidden": 16},
-    "beit_3": {"layers": 1, "hidden": 16},
+    "beit_3": {"layers": 3, "hidden": 16},
     "vqa": {"base": {"name": "blip", "vision": TINY_IMAGE, "layers": 1, "dim": 8}, "classes": 3},
     "nlvr2": {"base": {"name": "blip", "vision": TINY_IMAGE, "layers": 1, "dim": 8}},
 }

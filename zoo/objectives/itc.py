@@ -44,7 +44,7 @@ class Itc(nn.Module):
     ``across_processes: false``; the queues take in those of all processes either way.
 
     Args:
-        on: Two outputs of the model. None: all that the model gives, which then are two.
+        on: Two outputs of the model. None: the first two that it gives, of models of pictures and texts ``image`` and ``text``.
         temperature: What is learned. "log_scale": the logarithm of its inverse (CLIP). "raw": itself (ALBEF). "fixed": nothing.
         start: The temperature at first, above 0.
         clamp: Whether the temperature stays in 0.01..1 (log_scale, CLIP's) or in 0.001..0.5 (raw, ALBEF's).
@@ -206,7 +206,7 @@ class Itc(nn.Module):
                 shared.likeness[name] = Likeness(unit(_both(sides)[side]), unit(_both(keys)[1 - side]), scale.detach())
 
     def _names(self, model: Any) -> Sequence[str]:
-        return model.outputs if self.on is None else self.on
+        return model.outputs[:2] if self.on is None else self.on
 
 
 def _both(sides: Sides) -> tuple[Tensor, Tensor]:
