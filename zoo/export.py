@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from zoo.abilities import Tokenizing
 from zoo.collate import RowCollate
 from zoo.errors import Failure, ZooError
 from zoo.files import check_target, write_json
@@ -55,6 +56,8 @@ def export_onnx(model: Any, out: str | Path, *, output: str | None = None) -> Pa
         raise ZooError(f"{out} is no name of an ONNX file: write {out.with_suffix('.onnx')}")
     if isinstance(model, Classifying):
         raise ZooError("this model tells classes and gives no vectors of items: there is nothing to export")
+    if isinstance(model, Tokenizing):
+        raise ZooError("this model tells pictures by visual tokens, and the graph that is written here takes items: nothing is exported")
     if isinstance(model, PictureTextModel):
         raise ZooError(
             "this model reads pictures and texts apart, and the graph that is written here takes items, which may have both: encode with "
