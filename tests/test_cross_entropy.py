@@ -1,5 +1,6 @@
 """The loss of classes: over the rows that show anything, plus what the schedule adds."""
 
+import math
 from types import SimpleNamespace
 
 import pytest
@@ -78,3 +79,55 @@ def test_half_precision_is_summed_in_full():
 def test_rows_without_classes_are_refused():
     with pytest.raises(ZooError, match="cross_entropy needs rows of known class: write a data set of labelled rows"):
         make("objective", "cross_entropy")(SimpleNamespace(), Batch({}))
+
+
+class TestOfEachClassByItself:
+    SHARES = torch.tensor([[1.0, 0.3, 0.0], [0.0, 1.0, 0.0], [0.6, 0.6, 0.0], [0.0, 0.0, 0.9], [0.3, 0.0, 0.0]])
+
+    @staticmethod
+    def loss(model, targets):
+        return make("objective", "binary_cross_entropy")(model, Batch({}, targets=targets))
+
+    def test_is_the_mean_over_rows_and_classes_times_the_classes(self):
+        model = Model()
+        found = self.loss(model, self.SHARES)
+        here = torch.tensor([0, 2, 3])
+        expected = F.binary_cross_entropy_with_logits(model.logits[here], self.SHARES[here]) * K
+        torch.testing.assert_close(found.total, expected)
+        assert found.parts == {"fused": found.total.detach()}
+        found.total.backward()
+        assert not model.logits.grad[[1, 4]].any()
+
+    def test_by_hand(self):
+        """A logit of 0 costs log 2 whatever the share; ln 3 for a share of 0.3 costs log 4 - 0.3 log 3."""
+        model = Model()
+        model.logits = torch.zeros(B, K)
+        model.logits[0, 1] = math.log(3)
+        model.present = {"image": torch.arange(B) == 0}
+        found = self.loss(model, self.SHARES).total
+        assert found.item() == pytest.approx(2 * math.log(2) + math.log(4) - 0.3 * math.log(3))
+
+    def test_one_class_a_row_is_wrong_of_all_others(self):
+        model = Model()
+        torch.testing.assert_close(self.loss(model, TARGETS).total, self.loss(model, F.one_hot(TARGETS).float()).total)
+
+    def test_what_a_schedule_adds_goes_by_the_class_that_is_most_right(self):
+        class Adding(nn.Module):
+            def terms(self, output, targets):
+                assert targets.tolist() == [0, 1, 0, 2, 0]
+                return {"more": output.embeddings["audio"].sum()}
+
+        torch.testing.assert_close(self.loss(Model(Adding()), self.SHARES).total, self.loss(Model(), self.SHARES).total + 10)
+
+    def test_half_precision_is_summed_in_full(self):
+        model = Model()
+        model.logits = model.logits.detach().bfloat16().requires_grad_()
+        assert self.loss(model, self.SHARES).total.dtype == torch.float32
+
+    def test_what_does_not_fit(self):
+        with pytest.raises(ZooError, match="binary_cross_entropy needs rows of known class"):
+            make("objective", "binary_cross_entropy")(SimpleNamespace(), Batch({}))
+        with pytest.raises(ZooError, match=r"the model tells 3 classes, and the rows say of 2 .*: write model\.classes: 2"):
+            self.loss(Model(), self.SHARES[:, :2])
+        with pytest.raises(ZooError, match=r"cross_entropy needs one right class a row.* write objective: binary_cross_entropy, or data\.soft"):
+            make("objective", "cross_entropy")(Model(), Batch({}, targets=self.SHARES))

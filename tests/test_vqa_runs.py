@@ -5,11 +5,13 @@ import re
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from typer.testing import CliRunner
 
 import zoo
 from zoo.answers import AnsweredData
+from zoo.batches import targets_of
 from zoo.card import card
 from zoo.cli import app
 from zoo.compare import compare
@@ -116,6 +118,19 @@ class TestPeople:
         half = graded.right(rows, data.labels[rows])
         assert 0 < half[half > 0].min() < 1  # or this would be plain accuracy
 
+    def test_training_may_be_told_the_same_of_every_answer(self, data, root):
+        rows = data.split("train")
+        shares = data.shares(rows)
+        assert (shares.shape, shares.dtype) == ((len(rows), len(data.classes)), np.float32)
+        graded = People(data)
+        for guess in range(len(data.classes)):
+            np.testing.assert_allclose(shares[:, guess], graded.right(rows, np.full(len(rows), guess)), rtol=0, atol=1e-6)
+        assert 0 < shares[shares > 0].min() < 1
+        soft = make("data", {**TINY["data"], "soft": True}, root)
+        assert torch.equal(targets_of(soft, rows), torch.from_numpy(shares))
+        assert targets_of(data, rows).tolist() == data.labels[rows].tolist()
+        assert soft.fingerprint != data.fingerprint
+
     def test_nobody_gave_the_class_of_the_rest(self, data):
         rows = data.split("test")
         assert not People(data).right(rows, np.full(len(rows), len(data.classes) - 1)).any()
@@ -212,6 +227,15 @@ def test_questions_follow_what_people_said(data, root, monkeypatch):
     changed[row] = (*changed[row][:-1], "purple")
     monkeypatch.setattr(data, "answers", changed)
     assert all(questions(recipe, data)[name] != digest for name, digest in before.items())
+
+
+def test_a_run_on_how_right_each_answer_is(root, tmp_path):
+    outcome = zoo.run(
+        TINY, out=tmp_path / "x", objective="binary_cross_entropy", data__soft=True, run__steps=2, classify__missing=[], data_root=root
+    )
+    assert 0 <= outcome.recall <= 1
+    with pytest.raises(ZooError, match="write objective: binary_cross_entropy"):
+        zoo.run(TINY, out=tmp_path / "y", data__soft=True, run__steps=1, data_root=root)
 
 
 @pytest.mark.slow

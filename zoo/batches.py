@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,8 @@ from torch.utils.data import Dataset
 
 from zoo.collate import Known, PairCollate, Sample, processed, stack
 from zoo.errors import ZooError
+from zoo.labelled import Soft
+from zoo.shown import draw_shown
 from zoo.types import Batch, CaptionedData, Classifying, Data, LabelledData, PairData, Row
 
 
@@ -64,16 +66,22 @@ class PairBatches(Dataset[Batch]):
         return self.collate.joined([self.samples[i] for i in own.tolist()], own, together, self.process)
 
 
+def targets_of(data: LabelledData, rows: np.ndarray) -> torch.Tensor:
+    """What is learned of rows (n,) int64: their classes (n,) int64, or where the data say so how right each class is, (n, K) float32."""
+    return torch.from_numpy(data.shares(rows) if isinstance(data, Soft) and data.soft else data.labels[rows])
+
+
 class LabelledBatches(Dataset[Batch]):
     """As `PairBatches`, of rows of known class."""
 
     def __init__(self, data: LabelledData, process: int, processor: Any, keep: int) -> None:
-        self.samples, self.train, self.labels, self.process = Kept(data.rows, processor, keep), data.split("train"), data.labels, process
+        self.samples, self.train, self.process = Kept(data.rows, processor, keep), data.split("train"), process
+        self.data = data
 
     def __getitem__(self, shares: np.ndarray) -> Batch:
         """The batch whose ``shares`` (processes, B) are the rows of each process."""
         own = self.train[shares[self.process]]
-        return Batch(stack([self.samples[i] for i in own.tolist()]), targets=torch.from_numpy(self.labels[own]), ids=torch.from_numpy(own))
+        return Batch(stack([self.samples[i] for i in own.tolist()]), targets=targets_of(self.data, own), ids=torch.from_numpy(own))
 
 
 class CaptionedRows(Sequence[Row]):
@@ -82,10 +90,12 @@ class CaptionedRows(Sequence[Row]):
     Args:
         data: Whose they are.
         split: Of it.
+        shown: (n, 2) bool, whether each pair shows its picture, and its text; None: both.
     """
 
-    def __init__(self, data: CaptionedData, split: str) -> None:
+    def __init__(self, data: CaptionedData, split: str, shown: np.ndarray | None = None) -> None:
         self.pictures, self.captions, self.pairs = data.pictures, data.captions, data.pairs(split)
+        self.shown = np.ones((len(self.pairs), 2), dtype=bool) if shown is None else shown
         self.subject = data.subject[self.pairs[:, 0]]  # (n,)
 
     def __len__(self) -> int:
@@ -93,7 +103,10 @@ class CaptionedRows(Sequence[Row]):
 
     def __getitem__(self, index: Any) -> Any:  # an int; Sequence would also have it take slices
         picture, caption = self.pairs[operator.index(index)].tolist()
-        return {"id": int(self.subject[index]), "image": self.pictures[picture]["image"], "text": self.captions[caption]}
+        sees, reads = self.shown[index]
+        row: dict[str, Any] = {"id": int(self.subject[index])}
+        row |= {"image": self.pictures[picture]["image"]} if sees else {}  # what is not shown is not decoded
+        return row | ({"text": self.captions[caption]} if reads else {})
 
 
 class CaptionedBatches(Dataset[Batch]):
@@ -102,8 +115,8 @@ class CaptionedBatches(Dataset[Batch]):
     Where pictures of different subjects have one text, as a captioner may write it, ``known`` says so.
     """
 
-    def __init__(self, data: CaptionedData, process: int, processor: Any, keep: int) -> None:
-        self.rows, self.process = CaptionedRows(data, "train"), process
+    def __init__(self, data: CaptionedData, process: int, processor: Any, keep: int, shown: np.ndarray | None) -> None:
+        self.rows, self.process = CaptionedRows(data, "train", shown), process
         self.samples, self.said = Kept(self.rows, processor, keep), self.rows.pairs[:, 1]
         both = np.unique(np.stack([self.said, self.rows.subject], 1), axis=0)
         self.repeats = len(both) > len(np.unique(self.said))
@@ -122,13 +135,26 @@ class CaptionedBatches(Dataset[Batch]):
         return torch.from_numpy(np.stack([row[apart], other[apart] - first], 1))
 
 
-def batches_of(data: Data, process: int, processor: Any, keep: int) -> Dataset[Batch]:
-    """The training batches of one process, for indices of the shape (processes, B)."""
+def batches_of(data: Data, process: int, processor: Any, keep: int, shown: np.ndarray | None = None) -> Dataset[Batch]:
+    """The training batches of one process, for indices of the shape (processes, B); ``shown`` as of `shown_of`."""
     if isinstance(data, PairData):
         return PairBatches(data, process, processor, keep)
     if isinstance(data, CaptionedData):
-        return CaptionedBatches(data, process, processor, keep)
+        return CaptionedBatches(data, process, processor, keep, shown)
     return LabelledBatches(data, process, processor, keep)
+
+
+def shown_of(data: Data, shares: Mapping[str, float], seed: int) -> np.ndarray | None:
+    """What each training pair shows under a recipe's ``run.shows``, as of `CaptionedRows`.
+
+    Raises:
+        ZooError: If the data are no pictures with texts.
+    """
+    if not shares:
+        return None
+    if not isinstance(data, CaptionedData):
+        raise ZooError(f"run.shows: it is of pictures with texts, and the data are {says(data)}: leave it out")
+    return draw_shown(len(data.pairs("train")), shares, seed)
 
 
 def lengths_of(data: Data) -> np.ndarray:
@@ -164,7 +190,7 @@ def check_fit(model: Any, data: Data) -> None:
     if isinstance(model, Classifying):
         needs = "rows of known class"
     else:
-        needs = "pictures with texts" if {*keys} == {"image", "text"} else "pairs of items"
+        needs = "pictures with texts" if {*keys} <= {"image", "text"} else "pairs of items"
     if needs != says(data):
         raise ZooError(
             f"model and data: this model learns from {needs}, and the data are {says(data)}: write another model.name or data.name"

@@ -10,12 +10,13 @@ import numpy as np
 import torch
 from PIL import Image
 
-from zoo.batches import CaptionedRows, check_fit
+from zoo.batches import CaptionedRows, check_fit, shown_of, targets_of
 from zoo.collate import Known, PairCollate, stack
 from zoo.config import split_spec
 from zoo.errors import Absent, ZooError
 from zoo.recipe import Recipe
 from zoo.registry import make
+from zoo.shown import draw_shown, only_shown
 from zoo.types import Batch, CaptionedData, Classifying, Data, LabelledData, Pair, PairData, Row
 
 _TITLES = ("red shoes", "a grey coat for cold days", "garden", "红色的鞋", "blue cup and plate, hand made")
@@ -51,9 +52,10 @@ def open_rows(recipe: Recipe, root: str | Path | None, loaded: Data | None, want
         random, process = np.random.default_rng(recipe.seed), model.processor
         if isinstance(model, Classifying):
             rows = [_made_up_things(i, process, random) for i in range(wanted)]
-            return _labelled(rows, [i % model.classes for i in range(wanted)], process, "made up")
-        if {*process.keys()} == {"image", "text"}:
-            return _captioned([_made_up_caption(i, random) for i in range(wanted)], process, "made up")
+            return _labelled(rows, torch.arange(wanted) % model.classes, process, "made up")
+        if {*process.keys()} <= {"image", "text"}:
+            shown = draw_shown(wanted, recipe.run.shows or {"pair": 1.0}, recipe.seed)
+            return _captioned([only_shown(_made_up_caption(i, random), shown[i]) for i in range(wanted)], process, "made up")
         return _paired(_made_up_pairs(recipe, wanted // 2, process, random), None, process, "made up")
     check_fit(model, data)
     train = data.split("train") if isinstance(data, LabelledData) else data.pairs("train")
@@ -64,9 +66,9 @@ def open_rows(recipe: Recipe, root: str | Path | None, loaded: Data | None, want
     if isinstance(data, LabelledData):
         source = f"{len(data.rows)} rows of {len(data.classes)} classes, {len(train)} of them to train on"
         drawn = train[chosen]
-        return _labelled([data.rows[int(i)] for i in drawn], data.labels[drawn].tolist(), model.processor, source)
+        return _labelled([data.rows[int(i)] for i in drawn], targets_of(data, drawn), model.processor, source)
     if isinstance(data, CaptionedData):
-        every = CaptionedRows(data, "train")
+        every = CaptionedRows(data, "train", shown_of(data, recipe.run.shows, recipe.seed))
         source = f"{len(data.pictures)} pictures, {len(data.captions)} texts, {len(train)} training pairs"
         return _captioned([every[int(i)] for i in chosen], model.processor, source)
     pairs = [Pair(*(data.notes[int(i)] for i in pair)) for pair in train[chosen]]
@@ -80,12 +82,12 @@ def _paired(pairs: list[Pair], known: Known | None, process: Any, source: str) -
     return Opened(rows, len(pairs), lambda count: collate([pairs[i % len(pairs)] for i in range(count)]), source)
 
 
-def _labelled(rows: list[Row], labels: list[int], process: Any, source: str) -> Opened:
+def _labelled(rows: list[Row], targets: torch.Tensor, process: Any, source: str) -> Opened:
     samples = [process(row) for row in rows]
 
     def batch(count: int) -> Batch:
         chosen = [i % len(rows) for i in range(count)]
-        return Batch(stack([samples[i] for i in chosen]), targets=torch.tensor([labels[i] for i in chosen]), ids=torch.tensor(chosen))
+        return Batch(stack([samples[i] for i in chosen]), targets=targets[chosen], ids=torch.tensor(chosen))
 
     return Opened(rows, len(rows), batch, source)
 

@@ -59,7 +59,7 @@ class Asking(Sequence[Row]):
 
 
 class Questions:
-    """Questions, their pictures and answers. It is a `zoo.answers.AnsweredData`.
+    """Questions, their pictures and answers. It is a `zoo.answers.AnsweredData`, and `zoo.labelled.Soft`.
 
     A class is the answer that most people gave. Answers that are too rare to be candidates are of one class, the last, which no row of
     split ``train`` has, so that nothing predicts it.
@@ -72,6 +72,7 @@ class Questions:
         broken: Names of the pictures that could not be decoded; their questions are left out.
         statistics: For the report.
         fingerprint: Of files and settings.
+        soft: Whether training is told how right each answer is.
     """
 
     modalities: tuple[str, ...] = ("image", "text")
@@ -85,6 +86,7 @@ class Questions:
         broken: Sequence[Any],
         statistics: Mapping[str, Any],
         fingerprint: str,
+        soft: bool,
     ) -> None:
         self.rows: Sequence[Row] = rows
         self.row_ids: Sequence[Any] = [q.number for q in questions]
@@ -93,7 +95,8 @@ class Questions:
         self.classes: tuple[str, ...] = (*candidates, *self.rest)
         self.answers: Sequence[tuple[str, ...]] = [q.answers for q in questions]
         self.kinds: Sequence[str] = [q.kind for q in questions]
-        place = {answer: i for i, answer in enumerate(candidates)}
+        self.soft = soft
+        self._place = place = {answer: i for i, answer in enumerate(candidates)}
         self.labels = np.array([place.get(q.usual, len(candidates)) for q in questions], dtype=np.int64)
         self._split = np.where((split == "train") & (self.labels == len(candidates)), "", split)
         self.broken: Sequence[Any] = broken
@@ -116,6 +119,19 @@ class Questions:
             raise ZooError(unknown("split", name, SPLITS))
         return np.flatnonzero(self._split == name)
 
+    def shares(self, rows: np.ndarray) -> np.ndarray:
+        """(n, K) float32 in 0..1: of each answer what the accuracy of the VQA challenge gives for it, 0.3 where one of ten people gave it.
+
+        Words are compared as they stand in the files.
+        """
+        found = np.zeros((len(rows), len(self.classes)), dtype=np.float32)
+        for i, row in enumerate(rows.tolist()):
+            said = self.answers[row]
+            for answer, people in Counter(said).items():
+                if answer in self._place:
+                    found[i, self._place[answer]] = _share(people, len(said))
+        return found
+
     def lengths(self) -> np.ndarray:
         """(N,) int64 characters of each question."""
         return np.array([len(row) for row in self.rows.texts], dtype=np.int64)  # type: ignore[attr-defined]
@@ -130,6 +146,7 @@ def vqa_v2(
     least: Positive = 9,
     val: Annotated[Fraction, Field(gt=0, lt=1)] = 0.05,
     seed: Annotated[int, Field(ge=0)] = 0,
+    soft: bool = False,
 ) -> Questions:
     """VQA v2 (Goyal et al., 2017, https://arxiv.org/abs/1612.00837): 658,111 questions about COCO whose answers are public.
 
@@ -143,6 +160,8 @@ def vqa_v2(
         least: How often the training questions must have an answer as their usual one for it to be a candidate; 9 gives about 3,000.
         val: Share of the pictures of train2014 whose questions are val.
         seed: Of val.
+        soft: Training is told how right each answer is, by how many people gave it, for the objective ``binary_cross_entropy``; off: the
+            usual one.
 
     Raises:
         ZooError: If the folder or a file is not there, a file is not as published, or not one picture can be used.
@@ -165,7 +184,7 @@ def vqa_v2(
     split = np.array([lists[str(q.picture)] for q in kept])
     usual = Counter(q.usual for q, s in zip(kept, split, strict=True) if s == "train")
     candidates = [answer for answer, n in sorted(usual.items(), key=lambda pair: (-pair[1], pair[0])) if n >= least]
-    total = hashlib.sha256(json.dumps([least, val, seed]).encode())
+    total = hashlib.sha256(json.dumps([least, val, seed, *(["soft"] if soft else [])]).encode())
     for q in kept:
         total.update(json.dumps(q).encode() + looks[paths[q.picture]].sha256)
     return Questions(
@@ -180,7 +199,13 @@ def vqa_v2(
         [paths[p].name for p in paths if looks[paths[p]].fault],
         {"pictures": len(pictures), "faults": faults[:10]},
         total.hexdigest(),
+        soft,
     )
+
+
+def _share(people: int, of: int) -> float:
+    """How right an answer is that so many people of all gave: for each of them a third of the others who gave it, 1 at most; the mean."""
+    return (people * min((people - 1) / 3, 1.0) + (of - people) * min(people / 3, 1.0)) / of
 
 
 def _file(part: str, what: str) -> str:

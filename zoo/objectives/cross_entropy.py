@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional as F
 
 from zoo.config import Fraction
 from zoo.errors import ZooError
-from zoo.joints import Supplementing
+from zoo.objectives._labelled import over_rows
 from zoo.registry import register
 from zoo.types import Batch, Loss, ModelOutput
 
@@ -32,21 +30,15 @@ class CrossEntropy(nn.Module):
         """Loss of a labelled batch.
 
         Raises:
-            ZooError: If the batch has no classes.
+            ZooError: If the batch has no classes, or says of each class how right it is.
         """
         if batch.targets is None:
             raise ZooError("cross_entropy needs rows of known class: write a data set of labelled rows")
+        if batch.targets.is_floating_point():
+            raise ZooError(
+                "cross_entropy needs one right class a row, and this batch says of each class how right it is: write "
+                "objective: binary_cross_entropy, or data.soft: false"
+            )
         out: ModelOutput = model(batch)
-        anyone = torch.stack(list(out.present.values())).any(0)
         rows = F.cross_entropy(out.logits["fused"].float(), batch.targets, reduction="none", label_smoothing=self.label_smoothing)  # (B,)
-        losses = {"fused": rows.masked_fill(~anyone, 0).sum() / anyone.sum().clamp(min=1)}
-        if isinstance(model.schedule, Supplementing):
-            losses |= model.schedule.terms(out, batch.targets)
-        return Loss(torch.stack(list(losses.values())).sum(), {name: x.detach() for name, x in losses.items()}, output=_detached(out))
-
-
-def _detached(out: ModelOutput) -> ModelOutput:
-    def plain(named: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return {name: x.detach() for name, x in named.items()}
-
-    return ModelOutput(plain(out.embeddings), present=dict(out.present), logits=plain(out.logits))
+        return over_rows(model, out, rows, batch.targets)
