@@ -16,7 +16,7 @@ from torch import nn
 from typer.testing import CliRunner
 
 import zoo
-from zoo.abilities import Captioning, Matching, Unmasking
+from zoo.abilities import Captioning, Matching, Tokenizing, Unmasking
 from zoo.checkpoint import Position
 from zoo.cli import app
 from zoo.collate import Known, PairCollate, stack
@@ -50,6 +50,7 @@ TINY: dict[str, dict[str, Any]] = {  # model: settings that make it small, and `
     "vlmo": {"layers": 1, "hidden": 16},
     "beit_3": {"layers": 3, "hidden": 16},
     "vqa": {"base": {"name": "blip", "vision": TINY_IMAGE, "layers": 1, "dim": 8}, "classes": 3},
+    "visual_tokenizer": {"teacher": TINY_IMAGE, "image_size": 16, "codes": 6},
     "nlvr2": {"base": {"name": "blip", "vision": TINY_IMAGE, "layers": 1, "dim": 8}},
 }
 TINY_CONNECTOR: dict[str, dict[str, Any]] = {  # those whose own defaults are large
@@ -105,10 +106,16 @@ def describes(model: nn.Module) -> bool:
     return isinstance(model, PictureTextModel)
 
 
+def tokenizes(model: nn.Module) -> bool:
+    return isinstance(model, Tokenizing)
+
+
 def some_rows(model: nn.Module) -> list[dict[str, Any]]:
     """Raw rows that the model sees, some without one of their modalities."""
     if model.processor.sees({"left": pictures()[0]}):
         return [{"left": pictures()[0]}, {"right": pictures()[1]}, *({"left": p, "right": q} for p, q in pairwise(pictures()))]
+    if tokenizes(model):
+        return [{"image": picture} for picture in pictures()]
     if classifies(model) or describes(model):
         both = [{"text": text, "image": picture} for text, picture in zip(("a red shoe", "soft", "b"), pictures(), strict=False)]
         if "image_2" in model.processor.keys():
@@ -134,6 +141,8 @@ def training(model: nn.Module) -> tuple[nn.Module, Batch]:
         objective = make("objective", {"name": "together", "of": terms, "momentum": 0.9})
         objective.bind(model)
         return objective, Batch(stack([model.processor(r) for r in rows]), ids=torch.arange(len(rows)))
+    if tokenizes(model):
+        return make("objective", "vq_kd"), Batch(stack([model.processor(row) for row in [*some_rows(model), {"text": "soft"}]]))
     objective = make("objective", "pair_infonce")
     objective.bind(model)
     known = Known.of(torch.from_numpy(notes().pairs("train")), len(notes().notes))
@@ -157,8 +166,13 @@ def one_step(model: nn.Module) -> None:
 
 
 def asked(model: nn.Module) -> np.ndarray:
-    """Vectors of length 1, or chances that sum to 1, of some rows."""
+    """Vectors of length 1, or chances that sum to 1, or visual tokens, of some rows."""
     rows = some_rows(model)
+    if tokenizes(model):
+        told = model.tell(rows)
+        assert told.shape == (len(rows), model.grid[0] * model.grid[1])
+        assert told.max() < model.codes
+        return told
     if classifies(model):
         chances = model.classify(rows)
         assert chances.shape == (len(rows), model.classes)

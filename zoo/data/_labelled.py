@@ -25,6 +25,7 @@ from zoo.types import Row
 logger = logging.getLogger("zoo.data")
 
 SETS = ("crema_d", "food101", "iemocap", "kinetics_sounds", "mvsa_single")
+_IMAGES = ("image", "image_2")
 WHERE = "\nThe folder that holds it is named by --data DIR or ZOO_DATA on the command line, and by data_root= in Python."
 
 
@@ -117,7 +118,7 @@ class Rows(Sequence[Row]):
 
 
 def _read(modality: str, thing: Any) -> Any:
-    if modality != "image":
+    if modality not in _IMAGES:
         return str(thing)
     try:
         return [decode(str(frame), None) for frame in thing] if isinstance(thing, list) else decode(str(thing), None)

@@ -66,7 +66,7 @@ HANDED_OUT = {  # sets that this library has no copy of: where each comes from, 
     "mvsa_single": "https://mcrlab.net/research/mvsa-sentiment-analysis-on-multi-view-social-data (Niu et al., 2016; for research)",
 }
 KARPATHY = "captions and splits https://cs.stanford.edu/people/karpathy/deepimagesent/"
-PICTURES = {  # the same, of pictures with texts, questions or names of classes, whose splits are their publishers'
+PICTURES = {  # the same, of pictures with texts, questions, sentences or names of classes, whose splits are their publishers'
     "coco_captions": f"https://cocodataset.org (captions CC BY 4.0, pictures their owners'), {KARPATHY}",
     "coco_cn": "https://github.com/li-xirong/coco-cn (Li et al., 2019), pictures https://cocodataset.org",
     "flickr30k": f"https://shannon.cs.illinois.edu/DenotationGraph (Young et al., 2014; for research), {KARPATHY}",
@@ -74,6 +74,7 @@ PICTURES = {  # the same, of pictures with texts, questions or names of classes,
     "flickr8k": f"https://doi.org/10.1613/jair.3994 (Hodosh et al., 2013; for research), {KARPATHY}",
     "flickr8k_cn": "https://github.com/li-xirong/flickr8kcn (Li et al., 2016), pictures as flickr8k",
     "imagenet": "https://www.image-net.org (Russakovsky et al., 2015; given out on request, for research)",
+    "nlvr2": "https://github.com/lil-lab/nlvr (Suhr et al., 2019), pictures from its authors on request, for research",
     "vqa_v2": "https://visualqa.org (Goyal et al., 2017; CC BY 4.0), pictures https://cocodataset.org",
 }
 

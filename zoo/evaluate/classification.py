@@ -16,6 +16,7 @@ from zoo.collate import processed, stack
 from zoo.errors import Failure, ZooError
 from zoo.evaluate._bootstrap import interval
 from zoo.evaluate._subsets import Shown, shapley, subsets
+from zoo.labelled import Stated
 from zoo.metric import CLASSES, Metric, missing
 from zoo.models._encode import progress, to_device
 from zoo.presence import draw_presence
@@ -156,8 +157,9 @@ def details(
     """What accuracies do not tell, as plain values.
 
     Returns:
-        ``macro_f1`` and ``calibration_error`` by what was shown; ``shapley``: the accuracy that each modality adds, exact over all subsets,
-        nothing shown being the commonest training class; ``entropy``: of each modality, ten equal shares of its rows by rising entropy
+        ``macro_f1`` and ``calibration_error`` by what was shown, and ``consistency`` where several rows are about one sentence;
+        ``shapley``: the accuracy that each modality adds, exact over all subsets, nothing shown being the commonest training class;
+        ``entropy``: of each modality, ten equal shares of its rows by rising entropy
         with their mean entropy and error; ``gap``: the distance of each two modalities' centroids.
         All but ``shapley`` go by the label, however guesses are graded.
     """
@@ -170,6 +172,7 @@ def details(
     sure = {shown: Predicted(found.labels[found.seen], found.logits[found.seen]) for shown, found in predicted.items()}
     return {
         "macro_f1": {named(shown, data): macro_f1(found.labels, found.guesses(prior), classes) for shown, found in predicted.items()},
+        **_consistent(data, rows, right),
         "calibration_error": {named(shown, data): calibration_error(p.logits, p.labels) for shown, p in sure.items() if len(p.labels)},
         "shapley": {name: float(values.mean()) for name, values in adds.items()},
         "nothing": float(nothing.mean()),
@@ -180,6 +183,12 @@ def details(
         },
         "gap": {f"{a} – {b}": distance for (a, b), distance in modality_gap(own).items()},
     }
+
+
+def _consistent(data: LabelledData, rows: np.ndarray, right: Mapping[Shown, np.ndarray]) -> dict[str, dict[str, float]]:
+    if not isinstance(data, Stated):
+        return {}
+    return {"consistency": {named(shown, data): consistency(hits, data.statements[rows]) for shown, hits in right.items()}}
 
 
 @torch.no_grad()
@@ -259,6 +268,17 @@ def macro_f1(labels: np.ndarray, guesses: np.ndarray, classes: int) -> float:
     either = np.bincount(labels, minlength=classes) + np.bincount(guesses, minlength=classes)
     there = either > 0
     return float((2 * true[there] / either[there]).mean())
+
+
+def consistency(right: np.ndarray, of: np.ndarray) -> float:
+    """The share of the sentences that are told right of all their rows (Suhr et al., 2019, https://arxiv.org/abs/1811.00491).
+
+    Args:
+        right: (n,) in 0..1, how right each row is told.
+        of: (n,) int64, the number of its sentence.
+    """
+    _, place = np.unique(of, return_inverse=True)
+    return float((np.bincount(place, right) == np.bincount(place)).mean())
 
 
 def calibration_error(logits: np.ndarray, labels: np.ndarray, bins: int = BINS) -> float:

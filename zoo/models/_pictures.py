@@ -116,6 +116,8 @@ class PictureTextModel(Hosted, nn.Module):
     vision: Any  # a part whose own attributes are used; nn.Module would type every one of them as a Tensor
     outputs: tuple[str, ...] = ("image", "text")
     drawn: Sequence[str] = ()  # names of weights for which the file that it was converted from had nothing
+    asks_with: tuple[str, ...] = ("vision", "embed", "trunk")  # its modules that read a text beside a picture, which a head is put on
+    asks_without: tuple[str, ...] = ()  # regular expressions of the names inside them that such reading never comes to
 
     def __init__(self, vision: nn.Module, vocabulary: Vocabulary, schedule: nn.Module, processor: PictureTextProcessor, dim: int) -> None:
         super().__init__()
