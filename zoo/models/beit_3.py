@@ -8,7 +8,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from zoo.config import FusionSpec, Positive
+from zoo.config import Fraction, FusionSpec, Positive
 from zoo.errors import ZooError
 from zoo.joints import Trunk as Plugin
 from zoo.joints import compose
@@ -199,6 +199,7 @@ def beit_3(
     layers: Positive | None = None,
     hidden: Positive | None = None,
     length: Positive | None = None,
+    drop_path: Fraction | None = None,
     codes: Annotated[int, Field(ge=0)] = 0,
     fusion: FusionSpec | None = None,
 ) -> Beit3:
@@ -220,6 +221,7 @@ def beit_3(
         layers: Blocks.
         hidden: Width inside a feed-forward.
         length: Ids of the longest text, those at its ends included.
+        drop_path: How often, in the last block, a row goes without what a sub-layer adds; rarer in those before.
         codes: Visual tokens that hidden patches are told from, 8,192 in the paper; 0: none.
         fusion: Plug-ins for the joints trunk and schedule; None: ``multiway``, of ``giant`` ``mome`` with pairs' own experts in the top
             three blocks.
@@ -236,7 +238,8 @@ def beit_3(
         raise ZooError(f"beit_3: vocab_size {rows} is too small: the vocabulary {words.name!r} needs {words.own} rows; write that, or more")
     if longest > of.places:
         raise ZooError(f"beit_3: length {longest} needs more than the {of.places} places of size {size}: write a smaller one")
-    shape = Shape(of.width, of.heads, hidden or of.hidden, eps=EPS, inner_norm=True, init=of.init)
+    paths = of.drop_path if drop_path is None else drop_path
+    shape = Shape(of.width, of.heads, hidden or of.hidden, eps=EPS, inner_norm=True, init=of.init, drop_path=paths)
     looks = Patches(image_size or of.image_size, patch or of.patch, of.width, places=True, dropout=0.0, init=of.init)
     embed = Words(rows, of.places, of.width, words.role("pad", "beit_3"))
     processor = PictureTextProcessor(looks.processor, CaptionProcessor(words, longest))

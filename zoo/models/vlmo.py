@@ -9,7 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from zoo.config import FusionSpec, Positive
+from zoo.config import Fraction, FusionSpec, Positive
 from zoo.errors import ZooError
 from zoo.joints import Trunk as Plugin
 from zoo.joints import compose
@@ -194,6 +194,7 @@ def vlmo(
     layers: Positive | None = None,
     hidden: Positive | None = None,
     length: Positive | None = None,
+    drop_path: Fraction | None = None,
     codes: Annotated[int, Field(ge=0)] = 0,
     two_scale: bool | None = None,
     fusion: FusionSpec = "mome",
@@ -213,6 +214,7 @@ def vlmo(
         layers: Blocks; a pair's own experts begin as far below the last as in the size.
         hidden: Width inside a feed-forward; None: four times the width.
         length: Ids of the longest text, those at its ends included.
+        drop_path: How often, in the last block, a row goes without what a sub-layer adds; rarer in those before.
         codes: Visual tokens that hidden patches are told from, as BEiT learns them in the first stage; 0: none.
         two_scale: Whether vectors are also taken through the experts of pairs, and contrasted by an ``itc`` of their own; None: where the
             fusion gives pairs their own.
@@ -244,6 +246,7 @@ def vlmo(
         bias="qv",
         layer_scale=None if of.relative is None else 0.1,
         init=of.init,
+        drop_path=of.drop_path if drop_path is None else drop_path,
     )
     absolute = of.relative is None
     looks = Patches(of.image_size, of.patch, of.width, places=absolute, dropout=0.0, init=of.init)
