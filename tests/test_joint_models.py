@@ -269,3 +269,38 @@ class TestTraining:
         unused = {n for n, p in model.named_parameters() if p.grad is None}
         pooler = {f"pooler.{name}" for name in ("norm.weight", "norm.bias", "dense.weight", "dense.bias")}
         assert unused == {"vision.mask"} | (pooler if name == "beit_3" else set())
+
+
+def size_of(name, *without, **settings):
+    """Parameters, without those of some children."""
+    with torch.device("meta"):
+        model = build(name, vocabulary="small", **settings)
+    return sum(p.numel() for n, p in model.named_parameters() if n.partition(".")[0] not in without)
+
+
+class TestSizes:
+    """Beside what the authors' own modules count, or else their papers."""
+
+    def test_vlmo(self):
+        own = {"size": "base", "vocab_size": 30522}
+        assert size_of("vlmo", **own) == pytest.approx(202.4e6, rel=2e-3)
+        assert size_of("vlmo", "head", **own) == pytest.approx(178.4e6, rel=2e-3)
+        assert size_of("vlmo", "head", size="large", vocab_size=30522) == pytest.approx(562e6, rel=0.1)  # the paper's figure is rounded up
+
+    def test_beit_3(self):
+        own = {"size": "base", "vocab_size": 64010}
+        heads = ("head", "pooler", "image_projection", "text_projection")
+        assert size_of("beit_3", "head", "pooler", **own) == pytest.approx(222.2e6, rel=2e-3)  # to retrieve
+        assert size_of("beit_3", *heads[1:], **own) == pytest.approx(270.8e6, rel=2e-3)  # to write captions
+        answers = 768 * 1536 + 1536 + 2 * 1536 + 1536 * 3129 + 3129
+        asked = size_of("beit_3", "head", *heads[2:], image_size=480, **own) + answers
+        assert asked == pytest.approx(228.1e6, rel=2e-3)
+        assert size_of("beit_3", *heads, size="giant", vocab_size=64010) == pytest.approx(1.9e9, rel=0.05)
+
+    def test_names_of_sizes_that_do_not_fit(self):
+        with pytest.raises(ZooError, match="image_size 30 is no multiple of the patch, 8: write 24"):
+            build("vlmo", image_size=30)
+        with pytest.raises(ZooError, match="beit_3: vocab_size 7 is too small"):
+            build("beit_3", vocab_size=7)
+        with pytest.raises(ZooError, match="beit_3: length 65 needs more than the 64 places of size tiny"):
+            build("beit_3", length=65)
