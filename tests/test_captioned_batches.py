@@ -10,13 +10,14 @@ import torch
 from PIL import Image
 
 import zoo
-from zoo.batches import CaptionedRows, batches_of, check_fit, lengths_of, training_rows
+from zoo.batches import CaptionedRows, batches_of, check_fit, lengths_of, shown_of, training_rows
 from zoo.data._captioned import Captioned, Pictures, each_once, linked
 from zoo.errors import Failure, ZooError
 from zoo.feature_cache import feature_cache
 from zoo.opened import open_rows
 from zoo.recipe import load_recipe
 from zoo.registry import build, make, register
+from zoo.shown import draw_shown
 from zoo.train import make_accelerator, make_order
 from zoo.types import CaptionedData
 from zoo.validate import validate
@@ -261,3 +262,61 @@ def test_validate_counts_negatives():
 def test_it_trains(tmp_path):
     model = zoo.train(RECIPE, out=tmp_path / "run")
     assert model.trained
+
+
+class TestShown:
+    """Training on one half of pairs."""
+
+    def batch(self, model, shares, seed=0):
+        data = colours()
+        return batches_of(data, 0, model.processor, 8, shown_of(data, shares, seed))[np.arange(24)[None]]
+
+    @pytest.mark.parametrize("kind", ["image", "text"])
+    def test_one_half_alone(self, model, kind, monkeypatch):
+        if kind == "text":
+            monkeypatch.setattr(Pictures, "__getitem__", None)  # no picture is decoded that is not shown
+        batch = self.batch(model, {kind: 1.0})
+        assert [*batch.inputs] == [kind]
+        assert batch.inputs[kind].present is None
+        assert len(batch.ids) == 24
+
+    def test_shares_are_exact_and_of_the_seed(self, model):
+        found = [self.batch(model, {"pair": 2.0, "image": 1.0, "text": 1.0}, seed) for seed in (0, 0, 1)]
+        there = [torch.stack([b.inputs[kind].present for kind in ("image", "text")], 1).int() for b in found]
+        for each in there:
+            assert sorted(each.tolist()) == [[0, 1]] * 6 + [[1, 0]] * 6 + [[1, 1]] * 12
+        assert torch.equal(there[0], there[1])
+        assert not torch.equal(there[0], there[2])
+
+    def test_of_pairs_alone_nothing_changes(self, model):
+        plain, shown = self.batch(model, {}), self.batch(model, {"pair": 3.0})
+        assert torch.equal(plain.inputs["image"].values, shown.inputs["image"].values)
+        assert torch.equal(plain.inputs["text"].values, shown.inputs["text"].values)
+        assert shown.inputs["text"].present is None
+
+    def test_what_is_measured_shows_both(self):
+        rows = CaptionedRows(colours(), "test")
+        assert all(row.keys() == {"id", "image", "text"} for row in rows)
+
+    @pytest.mark.parametrize("count", [1, 2, 7])
+    def test_few_pairs(self, count):
+        kinds = draw_shown(count, {"image": 1.0, "text": 1.0, "pair": 1.0}, 3)
+        assert kinds.shape == (count, 2)
+        assert kinds.any(1).all()
+
+    def test_other_data_have_no_halves(self):
+        data = make("data", NOTES, None)
+        with pytest.raises(ZooError, match="run.shows: it is of pictures with texts, and the data are pairs of items: leave it out"):
+            shown_of(data, {"image": 1.0}, 0)
+        assert shown_of(data, {}, 0) is None
+
+    @pytest.mark.parametrize("shows, said", [("{image: 0}", "greater than 0"), ("{picture: 1}", "'pair', 'image' or 'text'")])
+    def test_shares_that_are_none(self, shows, said):
+        with pytest.raises(ZooError, match=f"run.shows.*{said}"):
+            load_recipe(RECIPE, f"run.shows={shows}")
+
+    @pytest.mark.parametrize("here", [True, False])
+    def test_validation_looks_at_what_is_shown(self, here):
+        recipe = load_recipe(RECIPE, "run.shows={text: 1}", **({} if here else {"data": "emoji_zh_en"}))
+        opened = open_rows(recipe, "/nowhere", colours() if here else None, 4, build("clip", vision=TINY, dim=16), [])
+        assert [*opened.batch(4).inputs] == ["text"]

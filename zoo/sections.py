@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -17,6 +18,7 @@ AtLeastZero = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
 Protocol = Literal["one_target", "multi"]
 Inputs = Literal["both", "text", "image"]
 Direction = Literal["image_to_text", "text_to_image"]
+Shown = Literal["pair", "image", "text"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +86,8 @@ class Run:
     Attributes:
         steps: Optimizer steps; decides where it is given. 0: the model stays as it was built, to be measured untrained.
         epochs: Passes over the pairs or labelled rows, where ``steps`` is None.
+        shows: Of pictures with texts, what training pairs show, by weight: ``{image: 1}`` the picture alone, ``{text: 1}`` the text alone,
+            ``{pair: 1, image: 1, text: 1}`` a third of them each, drawn by seed for all epochs; {}: both. Of training alone.
         batch_size: Pairs, or labelled rows, per process.
         accumulate: Batches per optimizer step; each has only its own rows as negatives.
         gradcache: Rows that pass the model at a time, where the loss is that of the whole batch all the same; 0: all at once.
@@ -107,6 +111,7 @@ class Run:
 
     steps: NotNegative | None = None
     epochs: Above | None = 1.0
+    shows: Mapping[Shown, Above] = field(default_factory=dict)
     batch_size: Positive = 32
     accumulate: Positive = 1
     gradcache: NotNegative = 0

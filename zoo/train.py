@@ -16,7 +16,7 @@ from accelerate.utils import send_to_device, set_seed
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from zoo.batches import batches_of, check_fit, lengths_of, training_rows
+from zoo.batches import batches_of, check_fit, lengths_of, shown_of, training_rows
 from zoo.captions import check_asked
 from zoo.checkpoint import Position, check_same_run, checkpoints, load_checkpoint
 from zoo.config import split_spec
@@ -291,7 +291,8 @@ def make_order(recipe: Recipe, data: Data, accelerator: Accelerator) -> BatchOrd
 
 def stream(recipe: Recipe, data: Data, step: Step, order: BatchOrder, position: Position, accelerator: Accelerator) -> Iterator[Batch]:
     """This process's batches from ``position`` on, epoch after epoch; ``position`` moves with them."""
-    batches = batches_of(data, accelerator.process_index, step.model.processor, recipe.run.keep_rows)
+    shown = shown_of(data, recipe.run.shows, recipe.seed)
+    batches = batches_of(data, accelerator.process_index, step.model.processor, recipe.run.keep_rows, shown)
     while True:
         loader = DataLoader(
             batches,
