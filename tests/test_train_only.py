@@ -19,7 +19,6 @@ from zoo.sections import Optimizer
 from zoo.train import make_step, train
 from zoo.types import CaptionedData
 
-VLMO_TEXT = ["embed", "kinds", "positions", "trunk.blocks.*.norm2.text", "trunk.blocks.*.ffn.text", "trunk.norm", "head"]
 ALBEF_TEXT = ["embed", "trunk.blocks.*.norm2.text", "trunk.blocks.*.ffn.text", "head"]
 TOGETHER = {"name": "together", "of": [{"name": "itc", "queue": 0, "alpha": 0.4}, "itm", {"name": "mlm", "alpha": 0.4}], "momentum": 0.9}
 ALBEF = {
@@ -67,6 +66,28 @@ def test_only_what_is_named_moves(tmp_path, checkpointing):
     assert {int(n.split(".")[2]) for n in changed if n.startswith("trunk.")} == {*range(first)}
     assert any(n.startswith("head.") for n in changed)
     assert "embed.words.weight" in changed
+
+
+VLMO = {
+    "model": {"name": "vlmo", "size": "tiny"},
+    "objective": {"name": "mdm", "text": 0.5, "image": 0, "pair_text": 0, "pair_image": 0},
+    "run": ALBEF["run"] | {"shows": {"text": 1}},
+}
+
+
+def test_the_text_stage_of_vlmo(tmp_path):
+    """What the authors' run.py trains moves, all of it; attention, LayerScale and the experts of pictures and pairs stand, bit for bit."""
+    names, changed = moved(tmp_path, train_only=load_recipe("vlmo/stage_text").train_only, **VLMO)
+    begin, inside = ("embed.", "kinds.", "positions.", "head.", "trunk.norm."), (".norm2.text.", ".ffn.text.")
+    assert changed == {n for n in names if n.startswith(begin) or any(part in n for part in inside)}
+    assert {int(n.split(".")[2]) for n in changed if ".ffn." in n} == {0, 1, 2, 3}
+    for part in (".qkv.", ".out.", ".norm1.", ".scale1", ".scale2", ".norm2.image.", ".ffn.image.", ".ffn.vl.", "vision.", "pooler."):
+        assert any(part in n for n in names - changed), part
+
+
+def test_without_the_list_the_attention_of_vlmo_moves(tmp_path):
+    _, changed = moved(tmp_path, **VLMO)
+    assert {part for part in (".qkv.", ".scale2", ".ffn.text.", ".ffn.image.") if any(part in n for n in changed)} == {".qkv.", ".scale2", ".ffn.text."}
 
 
 def test_without_a_list_all_of_it_moves(tmp_path):
