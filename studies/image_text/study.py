@@ -1,12 +1,14 @@
 """Run the comparisons of models of pictures and captions, as often as it takes.
 
-    python studies/image_text/study.py --data DIR [--only table momentum capfilt] [--seeds 3] [--jobs 2] [--steps N]
+    python studies/image_text/study.py --data DIR [--only table momentum capfilt experts stages] [--seeds 3] [--jobs 2] [--steps N]
 
 ``DIR`` holds the folder emoji_zh_en. What is finished under ``runs/image_text`` is not done again. Results go beside this file.
 
-table     CLIP, ALBEF, BLIP and CoCa on as many pairs each, against CLIP
+table     CLIP, ALBEF, BLIP, CoCa, VLMo and BEiT-3 on as many pairs each, against CLIP
 momentum  ALBEF with 0, 20 and 40 % of the captions wrong, with and without soft targets, negatives drawn by likeness or evenly
 capfilt   BLIP on noisy captions, then tuned as captioner and as filter on the trusted ones, and trained anew on what they leave
+experts   VLMo's feed-forwards by modality against one for all, of equal width or of equally many parameters
+stages    VLMo on pictures, then on texts, then on pairs, against pairs from nothing
 """
 
 from __future__ import annotations
@@ -28,9 +30,10 @@ from zoo.capfilt import capfilt
 from zoo.compare import compare
 from zoo.files import write_json, write_text
 from zoo.run import machine, run
+from zoo.train import train
 
 HERE, OUT = Path(__file__).parent, Path("runs/image_text")
-TABLE = ("clip/emoji_en", "albef/emoji_en", "blip/emoji_en", "coca/emoji_en")
+TABLE = ("clip/emoji_en", "albef/emoji_en", "blip/emoji_en", "coca/emoji_en", "vlmo/emoji_en", "beit_3/emoji_en")
 PARTS = ["vision", "embed", "trunk", "head", "image_projection", "text_projection", "matches"]
 ARMS = ("both", "captioner", "filter")
 DIRECTIONS = {"picture to text": "image_to_text", "text to picture": "text_to_image"}
@@ -108,16 +111,8 @@ def bootstrap(given: argparse.Namespace) -> None:
 
 def written(found: list[dict[str, Any]], steps: int) -> str:
     """The table of `bootstrap`."""
-    protocols = sorted(found[0]["recall"]["noisy"])
-    lines = [
-        f"Recall, mean ± standard deviation over {len(found)} seeds, {steps} steps of 128 pairs for each model that is evaluated.",
-        "",
-        "| trained on | " + " | ".join(protocols) + " |",
-        "|---|" + "---|" * len(protocols),
-    ]
-    for arm in found[0]["recall"]:
-        cells = [_spread([seed["recall"][arm][protocol] for seed in found]) for protocol in protocols]
-        lines.append(f"| {arm} | " + " | ".join(cells) + " |")
+    title = f"Recall, mean ± standard deviation over {len(found)} seeds, {steps} steps of 128 pairs for each model that is evaluated."
+    lines = [title, "", *recalls_of(found)]
     lines += ["", "| of the filter | |", "|---|---|"]
     told = [seed["statistics"]["filter"] for seed in found]
     for name in told[0]:
@@ -129,11 +124,61 @@ def written(found: list[dict[str, Any]], steps: int) -> str:
     return "\n".join(lines) + "\n"
 
 
+def recalls_of(found: list[dict[str, Any]]) -> list[str]:
+    """The rows of a table of recall: an arm each, over seeds."""
+    arms = found[0]["recall"]
+    protocols = sorted(next(iter(arms.values())))
+    rows = ["| trained on | " + " | ".join(protocols) + " |", "|---|" + "---|" * len(protocols)]
+    for arm in arms:
+        cells = [_spread([seed["recall"][arm][protocol] for seed in found]) for protocol in protocols]
+        rows.append(f"| {arm} | " + " | ".join(cells) + " |")
+    return rows
+
+
 def _spread(values: list[float]) -> str:
     return f"{statistics.mean(values):.3f} ± {statistics.stdev(values) if len(values) > 1 else 0:.3f}"
 
 
-PLANS = {"table": table, "momentum": momentum, "capfilt": bootstrap}
+def experts(given: argparse.Namespace) -> None:
+    """The arms of ``experts.yaml``."""
+    budget = [] if given.steps is None else [f"run.steps={given.steps}"]
+    _compare(given, "experts", (str(HERE / "experts.yaml"),), budget, arms=("all",))
+
+
+def three(seed: int, data: Path, steps: int) -> dict[str, Any]:
+    """Recall of VLMo after its three stages, and of pairs from nothing, of one seed; each stage has as many steps.
+
+    The tokenizer and the CLIP that teaches it come on top, and are counted for nobody.
+    """
+    torch.set_num_threads(1)
+    home, said = OUT / "stages" / str(seed), [f"seed={seed}", "run.epochs=null", "run.threads=1"]
+    train("visual_tokenizer/emoji", *said, f"run.steps={steps}", f"out={home / 'tokens'}", data_root=data)
+    image = [f"objective.tokenizer={home / 'tokens'}", f"run.steps={steps}", f"out={home / 'image'}"]
+    train("vlmo/stage_image", *said, *image, data_root=data)
+    text = f"init_from=[{{folder: {home / 'image'}, parts: [vision, trunk, positions]}}]"
+    train("vlmo/stage_text", *said, text, f"run.steps={steps}", f"out={home / 'text'}", data_root=data)
+    parts = "vision, embed, kinds, positions, trunk, head"
+    stages = [f"init_from=[{{folder: {home / 'text'}, parts: [{parts}]}}]"]
+    arms = {"in three stages": (stages, steps), "pairs alone": ([], steps), "pairs alone, three times as long": ([], 3 * steps)}
+    found = {}
+    for arm, (more, lasts) in arms.items():
+        where = home / arm.replace(", ", "_").replace(" ", "_")
+        found[arm] = run(HERE / "staged.yaml", f"seed={seed}", *more, f"run.steps={lasts}", f"out={where}", data_root=data).metrics
+    return {"recall": {arm: _recalls(metrics) for arm, metrics in found.items()}}
+
+
+def stages(given: argparse.Namespace) -> None:
+    """The three stages under each seed, and their table."""
+    steps = given.steps or 120
+    with ProcessPoolExecutor(given.jobs, mp_context=get_context("spawn")) as pool:
+        found = list(pool.map(partial(three, data=given.data, steps=steps), range(given.seeds)))
+    write_json(HERE / "stages.json", {"steps": steps, "seeds": found, "machine": machine()})
+    title = f"Recall, mean ± standard deviation over {len(found)} seeds; a stage is {steps} steps of 128 rows."
+    write_text(HERE / "stages.md", "\n".join([title, "", *recalls_of(found)]) + "\n")
+    print((HERE / "stages.md").read_text(encoding="utf-8"))
+
+
+PLANS = {"table": table, "momentum": momentum, "capfilt": bootstrap, "experts": experts, "stages": stages}
 
 
 def main() -> None:
