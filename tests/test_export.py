@@ -73,10 +73,24 @@ def test_any_rows_give_the_vectors_of_the_model(exported, name, rows):
 
 
 def test_every_model_of_items_is_exported_and_no_other(tmp_path):
-    assert MODELS.keys() == set(names("model")) - {"classifier", "mla", "nlvr2", "vqa", "albef", "beit_3", "blip", "clip", "coca", "vlmo"}
+    assert MODELS.keys() == set(names("model")) - {
+        "classifier",
+        "mla",
+        "nlvr2",
+        "vqa",
+        "albef",
+        "beit_3",
+        "blip",
+        "clip",
+        "coca",
+        "vlmo",
+        "visual_tokenizer",
+    }
     encoder = TINY["vision"]
     with pytest.raises(ZooError, match="this model tells classes and gives no vectors of items: there is nothing to export"):
         export_onnx(build("classifier", classes=2, encoders={"left": encoder, "right": encoder}), tmp_path / "x.onnx")
+    with pytest.raises(ZooError, match="this model tells pictures by visual tokens"):
+        export_onnx(build("visual_tokenizer"), tmp_path / "x.onnx")
     for name in ("albef", "beit_3", "blip", "clip", "coca", "vlmo"):
         with pytest.raises(ZooError, match="this model reads pictures and texts apart, and the graph that is written here takes items"):
             export_onnx(build(name), tmp_path / "x.onnx")

@@ -118,7 +118,7 @@ def some_rows(model: nn.Module) -> list[dict[str, Any]]:
         return [{"image": picture} for picture in pictures()]
     if classifies(model) or describes(model):
         both = [{"text": text, "image": picture} for text, picture in zip(("a red shoe", "soft", "b"), pictures(), strict=False)]
-        if "image_2" in model.processor.keys():
+        if "image_2" in {*model.processor.keys()}:
             both = [{**row, "image_2": picture} for row, picture in zip(both, pictures()[3:], strict=True)] + both
         return [*both, {"text": "a blue bag"}, {"image": pictures()[3]}]
     rows = [{"title": "a red shoe", "content": "soft"}, {**some_pairs()[0].query, "title": "b"}]

@@ -74,7 +74,7 @@ class TestRefusals:
         ("settings", "says"),
         [
             ({"of": []}, r"together\.of: no objective stands there"),
-            ({"of": ["itc", "siglip"]}, "siglip cannot share a forward pass with others: write itc, itm, mlm or lm"),
+            ({"of": ["itc", "siglip"]}, "siglip cannot share a forward pass with others: write itc, itm, mlm, lm or mdm"),
             ({"of": ["itm", "itc"]}, "itm draws its negatives by what itc finds alike: write itc before it"),
             ({"of": ["itc"], "weights": [1, 2]}, r"together\.weights: \[1\.0, 2\.0\] for itc: write a number above 0 for each"),
             ({"of": ["itc"], "weights": [0]}, "leave out what shall not count"),

@@ -65,10 +65,10 @@ class Codebook(nn.Module):
         self.taken.lerp_(counts, 1 - decay)
 
     def _begin(self, points: Tensor) -> None:
-        """k-means, from points that lie evenly in the batches of all processes."""
-        K = len(self.codes)
-        places = torch.arange(K, device=points.device) * len(points) // K
-        everyone = all_rows(points[places] if len(points) else self.codes)  # (W K, C), equally many of each
+        """k-means, from points drawn by torch's own generator, of each process as many."""
+        K, N = len(self.codes), len(points)
+        drawn = points[torch.randperm(N, device=points.device)[torch.arange(K, device=points.device) % N]] if N else self.codes
+        everyone = all_rows(drawn)  # (W K, C)
         self.codes.copy_(everyone[:: len(everyone) // K])
         for _ in range(ROUNDS):
             means, counts = self._means(points, self(points))

@@ -42,9 +42,10 @@ class Size(NamedTuple):
     codes: int
     code_dim: int  # C
     decoder_layers: int
+    init: float  # standard deviation of the first weights between transformers and codes
 
 
-SIZES = {"tiny": Size(64, 4, 4, 32, 8, 64, 16, 1), "base": Size(768, 12, 12, 224, 16, 8192, 32, 3)}
+SIZES = {"tiny": Size(64, 4, 4, 32, 8, 64, 16, 1, 0.125), "base": Size(768, 12, 12, 224, 16, 8192, 32, 3, 0.02)}
 
 
 class VisualTokenizer(Hosted, nn.Module):
@@ -74,7 +75,7 @@ class VisualTokenizer(Hosted, nn.Module):
         self.from_codes: nn.Module | None = nn.Sequential(nn.Linear(D, D), nn.Tanh(), nn.Linear(D, taught))
         for layers in (self.to_codes, self.from_codes):
             for layer in (layers[0], layers[2]):
-                nn.init.trunc_normal_(layer.weight, std=D**-0.5 if D < SIZES["base"].width else 0.02)
+                nn.init.trunc_normal_(layer.weight, std=size.init)
                 nn.init.zeros_(layer.bias)
         self.vision = teacher  # named so, as the tower of whoever was trained as a teacher is
         if teacher is not None:

@@ -190,9 +190,7 @@ class Mdm(nn.Module):
             raise ZooError(f"mdm.tokenizer: nothing was trained in {self.folder}: its ids would mean nothing")
         return found
 
-    def _ask(
-        self, model: Any, kind: str, inputs: Mapping[str, ModalityInputs], words: dict[str, _Told], patches: dict[str, _Told]
-    ) -> None:
+    def _ask(self, model: Any, kind: str, inputs: Mapping[str, ModalityInputs], words: dict[str, _Told], patches: dict[str, _Told]) -> None:
         """Hide something of rows of one kind, and put what the model says of it into ``words`` and ``patches``."""
         hides_patches, hides_words = self.rates[kind]
         has_image, has_text = KINDS[kind]

@@ -25,7 +25,7 @@ class Together(nn.Module):
     after each step of the optimizer, so the next step's teacher knows the weights that this step starts with.
 
     Args:
-        of: Objectives that can share a pass: itc, itm, mlm, lm.
+        of: Objectives that can share a pass: itc, itm, mlm, lm, mdm.
         weights: Of each, above 0. None: 1.
         momentum: What the twin keeps of itself in an update: 0.995 in ALBEF and BLIP. None: there is no twin.
 
@@ -50,7 +50,7 @@ class Together(nn.Module):
             )
         for name, objective in zip(self.names, self.of, strict=True):
             if not isinstance(objective, Term):
-                raise ZooError(f"together.of: {name} cannot share a forward pass with others: write itc, itm, mlm or lm")
+                raise ZooError(f"together.of: {name} cannot share a forward pass with others: write itc, itm, mlm, lm or mdm")
             if objective.needs_twin and momentum is None:
                 raise ZooError(f"together.momentum: {name} learns from a momentum twin: write 0.995, or queue: 0 and alpha: 0 of {name}")
         if "itc" in self.names and "itm" in self.names[: self.names.index("itc")]:
