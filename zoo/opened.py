@@ -136,10 +136,10 @@ def _made_up_things(i: int, processor: Any, random: np.random.Generator) -> Row:
     row: dict[str, Any] = {"id": i}
     keys: tuple[str, ...] = processor.keys()
     for key in keys[1:] if i % 8 == 1 else keys:
-        fitting = [thing for thing in things if _reads(processor, {key: thing})]
-        if not fitting:
+        fitting = next((thing for thing in things if _reads(processor, {key: thing})), None)
+        if fitting is None:
             raise ZooError(f"nothing can be made up that the encoder of {key!r} reads: name the data, with --data DIR")
-        row[key] = fitting[0]
+        row[key] = fitting
     return row
 
 
