@@ -306,7 +306,7 @@ class TestShown:
 
     def test_other_data_have_no_halves(self):
         data = make("data", NOTES, None)
-        with pytest.raises(ZooError, match="run.shows: it is of pictures with texts, and the data are pairs of items: leave it out"):
+        with pytest.raises(ZooError, match=r"run\.shows: it is of pictures with texts, and the data are pairs of items: leave it out"):
             shown_of(data, {"image": 1.0}, 0)
         assert shown_of(data, {}, 0) is None
 

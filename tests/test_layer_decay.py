@@ -40,7 +40,7 @@ def test_rates_and_decays_are_timms(arch):
     ours = found(vit, layer_decay=DECAY, weight_decay=0.05, decay_vectors=False)
     assert {name: ours[name] for name in scales.keys() - norms} == pytest.approx({name: scales[name] for name in scales.keys() - norms})
     assert all(ours[name] == 1.0 and scales[name] == pytest.approx(DECAY) for name in norms)
-    assert norms or arch.startswith("beit")
+    assert norms or arch != "test_vit"  # the others have one behind their mean, which is a head to both
     assert len({*ours.values()}) == len(vit.blocks) + 2
     shrink = {name: theirs[id(p)]["weight_decay"] for name, p in vit.named_parameters()}
     assert found(vit, "weight_decay", layer_decay=DECAY, weight_decay=0.05, decay_vectors=False) == shrink

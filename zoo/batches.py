@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 from zoo.collate import Known, PairCollate, Sample, processed, stack
 from zoo.errors import ZooError
 from zoo.labelled import Soft
-from zoo.shown import draw_shown
+from zoo.shown import Kind, draw_shown
 from zoo.types import Batch, CaptionedData, Classifying, Data, LabelledData, PairData, Row
 
 
@@ -144,7 +144,7 @@ def batches_of(data: Data, process: int, processor: Any, keep: int, shown: np.nd
     return LabelledBatches(data, process, processor, keep)
 
 
-def shown_of(data: Data, shares: Mapping[str, float], seed: int) -> np.ndarray | None:
+def shown_of(data: Data, shares: Mapping[Kind, float], seed: int) -> np.ndarray | None:
     """What each training pair shows under a recipe's ``run.shows``, as of `CaptionedRows`.
 
     Raises:

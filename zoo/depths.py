@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from os.path import commonprefix
+from itertools import takewhile
 
-BLOCK = re.compile(r"((?:.*?\.)?(?:blocks|layers|layer|resblocks|stages|h))\.(\d+)\.")
+BLOCK = re.compile(r"((?:.*?\.)??(?:blocks|layers|layer|resblocks|stages|h))\.(\d+)\.")
 FIRST = re.compile(  # in the names of what stands before the blocks: of modules, of parameters
     r"(?:^|\.)(?:[^.]*embed[^.]*|patch[^.]*|words|places|kinds|stem|first|conv1|norm_pre|ln_pre|pre_layrnorm)\.|"
     r"(?:^|\.)(?:[^.]*embed[^.]*|[^.]*token|positions?|cls|mask)$"
@@ -44,4 +44,4 @@ def levels_below(names: Sequence[str]) -> dict[str, int]:
 
 def _in_common(name: str, stack: str) -> int:
     """How many steps of two names are the same from the first on."""
-    return len(commonprefix([name.split("."), stack.split(".")]))
+    return len([*takewhile(lambda steps: steps[0] == steps[1], zip(name.split("."), stack.split("."), strict=False))])

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Literal
 
 import numpy as np
 
 from zoo.types import Row
 
-KINDS = {"pair": (True, True), "image": (True, False), "text": (False, True)}  # whether there is a picture, and a text
+Kind = Literal["pair", "image", "text"]
+KINDS: dict[Kind, tuple[bool, bool]] = {"pair": (True, True), "image": (True, False), "text": (False, True)}  # whether there is a picture, and a text
 DRAW = 11  # apart from what else the seed decides
 
 
-def draw_shown(count: int, shares: Mapping[str, float], seed: int) -> np.ndarray:
+def draw_shown(count: int, shares: Mapping[Kind, float], seed: int) -> np.ndarray:
     """(count, 2) bool, whether each pair shows its picture, and its text; the same whenever it is asked.
 
     Args:
