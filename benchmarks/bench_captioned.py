@@ -24,7 +24,7 @@ from zoo.types import Batch
 from zoo.update import Updater
 
 ROWS, SHOWN, TOP = 64, 8, 16
-MODELS = ("albef", "blip", "coca")
+MODELS = ("albef", "blip", "coca", "vlmo", "beit_3")
 POOLS = (256, 1024, 4096)
 WORDS = ["person", "face", "flag", "cat", "red", "smiling", "hand", "of", "with", "dark", "skin", "tone", "tree", "food"]
 

@@ -26,7 +26,8 @@ from zoo.update import Step
 from zoo.validate import plain, validate
 
 REAL = [name for name in recipes() if name.startswith("notellm2/m")]
-PICTURES = [n for n in recipes() if n.startswith(("albef/", "blip/", "clip/", "coca/")) and "emoji" not in n]  # as large as in the papers
+SYSTEMS = ("albef/", "beit_3/", "blip/", "clip/", "coca/", "visual_tokenizer/", "vlmo/")
+PICTURES = [n for n in recipes() if n.startswith(SYSTEMS) and "emoji" not in n and "stage" not in n]  # as large as in the papers
 COUNTS = {"albef": 210e6, "blip": 252e6}  # of ALBEF's paper, 123.7 and 85.8 million; of BLIP's, where all but self-attention is shared
 PAPER = {"mqwen_base": ("qwen", 7_098_994_688), "mqwen_bigg": ("qwen", 7_098_994_688), "mtomato_base": ("llama", 6_607_351_808)}
 
@@ -231,17 +232,20 @@ class TestMemory:
         assert found["with gradient_checkpointing"].activations < 0.6 * found["as the recipe says"].activations
         assert list(validate(tiny("run.gradient_checkpointing=true")).memory) == ["as the recipe says"]
 
-    @pytest.mark.parametrize("name", ["clip", "albef", "blip", "coca"])
+    @pytest.mark.parametrize(
+        "name", ["clip", "coca", *(pytest.param(n, marks=pytest.mark.slow) for n in ("albef", "blip", "vlmo", "beit_3"))]
+    )
     def test_checkpointing_of_pictures_and_texts_is_by_block(self, name, monkeypatch):
         """What is told is what stays, and of one block, and not of a whole tower, what is computed again."""
         models = importlib.import_module(f"zoo.models.{name}")
         tiny = models.SIZES["tiny"]
-        deep = (
-            {"pictures": tiny.pictures._replace(layers=12)}
-            if name in ("clip", "coca")
-            else {"vision": {"name": "timm:vit_tiny_patch16_224", "image_size": 64}}
-        )
-        monkeypatch.setitem(models.SIZES, "tiny", tiny._replace(**deep))
+        deep = {
+            "pictures": lambda: {"pictures": tiny.pictures._replace(layers=12)},
+            "vision": lambda: {"vision": {"name": "timm:vit_tiny_patch16_224", "image_size": 64}},
+            "layers": lambda: {"layers": 12},
+        }
+        tower = next(kind for kind in deep if hasattr(tiny, kind))
+        monkeypatch.setitem(models.SIZES, "tiny", tiny._replace(**deep[tower]()))
         with_text = {} if name in ("clip", "coca") else {"layers": 12}
         recipe = load_recipe(f"{name}/emoji_en", f"model={json.dumps({'name': name} | with_text)}", "run.batch_size=64")
         memory = validate(recipe, rows=16).memory
