@@ -28,6 +28,7 @@ from zoo.validate import plain, validate
 REAL = [name for name in recipes() if name.startswith("notellm2/m")]
 SYSTEMS = ("albef/", "beit_3/", "blip/", "clip/", "coca/", "visual_tokenizer/", "vlmo/")
 PICTURES = [n for n in recipes() if n.startswith(SYSTEMS) and "emoji" not in n and "stage" not in n]  # as large as in the papers
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("albef", "blip", "vlmo", "beit_3")]
 COUNTS = {"albef": 210e6, "blip": 252e6}  # of ALBEF's paper, 123.7 and 85.8 million; of BLIP's, where all but self-attention is shared
 PAPER = {"mqwen_base": ("qwen", 7_098_994_688), "mqwen_bigg": ("qwen", 7_098_994_688), "mtomato_base": ("llama", 6_607_351_808)}
 
@@ -232,9 +233,7 @@ class TestMemory:
         assert found["with gradient_checkpointing"].activations < 0.6 * found["as the recipe says"].activations
         assert list(validate(tiny("run.gradient_checkpointing=true")).memory) == ["as the recipe says"]
 
-    @pytest.mark.parametrize(
-        "name", ["clip", "coca", *(pytest.param(n, marks=pytest.mark.slow) for n in ("albef", "blip", "vlmo", "beit_3"))]
-    )
+    @pytest.mark.parametrize("name", ["clip", "coca", *SLOW])
     def test_checkpointing_of_pictures_and_texts_is_by_block(self, name, monkeypatch):
         """What is told is what stays, and of one block, and not of a whole tower, what is computed again."""
         models = importlib.import_module(f"zoo.models.{name}")
