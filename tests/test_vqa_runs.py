@@ -118,13 +118,13 @@ class TestPeople:
         half = graded.right(rows, data.labels[rows])
         assert 0 < half[half > 0].min() < 1  # or this would be plain accuracy
 
-    def test_training_may_be_told_the_same_of_every_answer(self, data, root):
+    def test_training_may_be_told_how_right_every_answer_is(self, data, root):
         rows = data.split("train")
         shares = data.shares(rows)
         assert (shares.shape, shares.dtype) == ((len(rows), len(data.classes)), np.float32)
-        graded = People(data)
-        for guess in range(len(data.classes)):
-            np.testing.assert_allclose(shares[:, guess], graded.right(rows, np.full(len(rows), guess)), rtol=0, atol=1e-6)
+        by_people = np.array([0, 0.3, 0.6, 0.9, 1, 1, 1, 1, 1, 1, 1])  # as VLMo and BEiT-3 are told
+        said = [[data.answers[i].count(name) for name in data.classes] for i in rows]
+        np.testing.assert_allclose(shares, by_people[said], rtol=0, atol=1e-6)
         assert 0 < shares[shares > 0].min() < 1
         soft = make("data", {**TINY["data"], "soft": True}, root)
         assert torch.equal(targets_of(soft, rows), torch.from_numpy(shares))
