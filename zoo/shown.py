@@ -10,7 +10,11 @@ import numpy as np
 from zoo.types import Row
 
 Kind = Literal["pair", "image", "text"]
-KINDS: dict[Kind, tuple[bool, bool]] = {"pair": (True, True), "image": (True, False), "text": (False, True)}  # whether there is a picture, and a text
+KINDS: dict[Kind, tuple[bool, bool]] = {  # whether there is a picture, and a text
+    "pair": (True, True),
+    "image": (True, False),
+    "text": (False, True),
+}
 DRAW = 11  # apart from what else the seed decides
 
 
