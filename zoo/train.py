@@ -24,7 +24,7 @@ from zoo.distributed import blocks_of, shard, whole
 from zoo.errors import Diverged, ZooError
 from zoo.evaluate.classification import by_modality
 from zoo.feature_cache import feature_cache
-from zoo.files import write_text
+from zoo.files import check_target, write_text
 from zoo.freeze import freeze_others
 from zoo.gradcache import check_rows_stay_apart
 from zoo.hub import save
@@ -344,4 +344,4 @@ def _prepare_folder(recipe: Recipe, fresh: bool) -> None:
         left = "log.jsonl model.json model.safetensors metrics.json examples.json captions.json diagnosis.json report.html"
         for name in left.split():
             (recipe.out / name).unlink(missing_ok=True)
-    recipe.out.mkdir(parents=True, exist_ok=True)
+    check_target(recipe.out / "recipe.yaml", "out: the file")
