@@ -190,6 +190,7 @@ class TestRun:
         assert "model.classify(" in page
         assert "answers.json" in page
 
+    @pytest.mark.slow
     def test_the_commands(self, root, outcome, tmp_path):
         recipe = tmp_path / "tiny.yaml"
         recipe.write_text(json.dumps({**TINY, "out": str(tmp_path / "run")}))
@@ -206,6 +207,7 @@ class TestRun:
         assert invoke("report", outcome.folder).exit_code == 0
 
 
+@pytest.mark.slow
 def test_a_study(root, tmp_path):
     study = compare(
         [{**TINY, "out": "runs/tiny"}], "run.steps=1", "run.log_gradients=false", seeds=2, out=tmp_path, arms=[], data_root=root
@@ -229,6 +231,7 @@ def test_questions_follow_what_people_said(data, root, monkeypatch):
     assert all(questions(recipe, data)[name] != digest for name, digest in before.items())
 
 
+@pytest.mark.slow
 def test_a_run_on_how_right_each_answer_is(root, tmp_path):
     outcome = zoo.run(
         TINY, out=tmp_path / "x", objective="binary_cross_entropy", data__soft=True, run__steps=2, classify__missing=[], data_root=root
