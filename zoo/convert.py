@@ -17,21 +17,25 @@ from zoo.files import check_target, write_json
 from zoo.foreign import Foreign, read_foreign
 from zoo.foreign_settings import bert_settings, clip_settings, vqkd_settings
 from zoo.hub import ABOUT, save
+from zoo.joint_settings import joint_program, joint_weights
 from zoo.models import _bert_keys, _clip_keys, _coca_keys, _vqkd_keys
 from zoo.positions import PLACES, resampled
 from zoo.registry import build
+from zoo.relative_positions import offsets
+from zoo.relative_positions import resized as resized_table
 from zoo.source import Source
 
 logger = logging.getLogger("zoo.convert")
 CONVERTED = "converted.json"  # beside the weights: where they come from
 KNOWN = """known are CLIP (of OpenAI, open_clip, transformers), CoCa (of open_clip), BLIP (of Salesforce, and of transformers for
-retrieval, captioning and questions), ALBEF (of Salesforce) and BEiT v2's visual tokenizers (of unilm)"""
+retrieval, captioning and questions), ALBEF (of Salesforce), VLMo, BEiT, BEiT-3 and BEiT v2's visual tokenizers (of unilm)"""
 _CLIP = {
     "openai": _clip_keys.from_open_clip,
     "open_clip": _clip_keys.from_open_clip,
     "open_clip_coca": _coca_keys.from_open_clip,
     "hf_clip": _clip_keys.from_hf_clip,
 }
+TABLE = "positions.table"  # of relative positions
 _SHOWN = 8  # names in a message
 
 
@@ -58,16 +62,16 @@ def convert(
     """Read weights of another program into a model folder; or, with ``to``, write a model folder as another program reads it.
 
     Read are CLIP of OpenAI, open_clip and transformers, CoCa of open_clip, BLIP of Salesforce and of transformers (retrieval,
-    captioning, questions and answers), ALBEF of Salesforce, visual tokenizers of BEiT v2. Which it is shows in the names of the weights, the
-    size in their shapes.
+    captioning, questions and answers), ALBEF of Salesforce; of unilm VLMo, the BEiT of pictures that it begins from, BEiT-3, and BEiT v2's
+    visual tokenizers. Which it is shows in the names of the weights, the size in their shapes.
 
     Args:
         source: A file, or a folder with a ``config.json``; with ``to``, a run folder.
         out: A folder that does not exist yet.
         *overrides: Settings of the model in the place of those that were inferred: ``"activation=gelu"``, ``"vocabulary=DIR"``.
         to: ``open_clip``, ``hf_clip``, ``hf_blip_retrieval``, ``hf_blip_captioning`` or ``hf_blip_vqa``.
-        image_size: The side of pictures, a multiple of that of a patch: positions are resized to it by bicubic interpolation. None: as
-            the weights have it.
+        image_size: The side of pictures, a multiple of that of a patch: positions are resized to it by bicubic interpolation, tables
+            of relative ones by a geometric progression. None: as the weights have it.
         logit_scale: With ``to``, the logarithm that CLIP multiplies cosines by, which here belongs to the objective; None: that of
             the weights that the model was converted from, or that its run learned (its last checkpoint knows it); where there is neither,
             ln(1 / 0.07).
@@ -98,12 +102,14 @@ def convert(
     given = _overridden(overrides)
     if program == "open_clip" and not foreign.config and "activation" not in given:
         logger.warning("%s does not say its activation: gelu is assumed; of OpenAI's weights, write activation=quick_gelu", source)
-    settings |= given
+    inside = settings.get("base", settings)  # what a model of answers reads with, which the settings are of
+    inside |= given
     if image_size is not None:
-        settings |= _sized(settings, image_size, mapped.state, foreign.path)
+        inside |= _sized(inside, image_size, mapped.state, foreign.path)
     with torch.random.fork_rng():
         torch.manual_seed(0)  # what the file has nothing for is the same every time
         model = build(name, **settings)
+    mapped = mapped._replace(absent=[key for key in mapped.absent if key in model.state_dict()])
     resized = _fit(model, mapped, foreign.path)
     model.trained, model.drawn = True, mapped.absent
     left = {key: float(x) for key in mapped.dropped if (x := foreign.state[key]).numel() == 1 and x.is_floating_point()}
@@ -131,6 +137,8 @@ def _mapped(foreign: Foreign) -> tuple[str, str, dict[str, Any], _bert_keys.Mapp
         program, (name, settings), mapped = "beit2", vqkd_settings(foreign), _vqkd_keys.from_beit2(state)
         if mapped.absent:
             raise ZooError(f"{foreign.path} has nothing for {_some(mapped.absent)} of the model {name}: the file is not whole")
+    elif (joint := joint_program(state)) is not None:
+        program, (name, settings, mapped) = joint, joint_weights(joint, foreign)
     else:
         program, name, settings, mapped = _bert(foreign)
     if unexpected := [key for key, why in mapped.dropped.items() if why == "unknown"]:
@@ -194,6 +202,9 @@ def _fit(model: Any, mapped: _bert_keys.Mapped, where: Path) -> str:
         if name in own and name in state and own[name].shape != state[name].shape:
             resized = f"{tuple(state[name].shape)} to {tuple(own[name].shape)}"
             state[name] = resampled(state[name], own[name].shape[-2])
+    if TABLE in own and TABLE in state and own[TABLE].shape != state[TABLE].shape:
+        resized = f"{tuple(state[TABLE].shape)} to {tuple(own[TABLE].shape)}"
+        state[TABLE] = _of_grid(state[TABLE], own[TABLE], model.vision.grid)
     missing = sorted(set(own) - set(state) - set(mapped.absent))
     unexpected = sorted(set(state) - set(own))
     wrong = [f"{n} {tuple(state[n].shape)}, not {tuple(own[n].shape)}" for n in state if n in own and state[n].shape != own[n].shape]
@@ -206,13 +217,20 @@ def _fit(model: Any, mapped: _bert_keys.Mapped, where: Path) -> str:
     return resized
 
 
+def _of_grid(table: Tensor, own: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Relative positions of a square of patches as those of another; as they are, where their number is that of no square."""
+    rest = len(own) - offsets(grid)
+    side = (round(max(len(table) - rest, 0) ** 0.5) + 1) // 2
+    return resized_table(table, (side, side), grid) if offsets((side, side)) + rest == len(table) else table
+
+
 def _sized(settings: Mapping[str, Any], image_size: int, state: Mapping[str, Tensor], where: Path) -> dict[str, Any]:
     """The setting that says how large pictures are.
 
     Raises:
         ZooError: If no whole number of patches is a side.
     """
-    patch = next(len(x[0, 0]) for name, x in state.items() if name.endswith(("patch_embed.proj.weight", "conv1.weight")))
+    patch = next(len(x[0, 0]) for name, x in state.items() if name.endswith(("embed.proj.weight", "conv1.weight")))
     if image_size < 1 or image_size % patch:
         raise ZooError(
             f"{where}: image_size: {image_size} is no multiple of the {patch} of a patch: write {max(1, image_size // patch) * patch}"

@@ -12,6 +12,7 @@ PLACES = (
     "vision.model.pos_embed",
     "vision.model.positional_embedding",
     "vision.encoder.model.positional_embedding",
+    "vision.places.weight",
 )  # where models have them
 
 

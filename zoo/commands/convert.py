@@ -29,11 +29,11 @@ def convert(
     logit_scale: Annotated[float | None, typer.Option(help="With --to: CLIP's, which belongs to the objective here.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Read weights of CLIP, CoCa, ALBEF or BLIP that another program wrote into a model folder; or write one for another program.
+    """Read weights of CLIP, CoCa, ALBEF, BLIP, VLMo or BEiT-3 that another program wrote into a model folder; or write one for another.
 
     CLIP of OpenAI, open_clip and transformers; CoCa of open_clip; BLIP of Salesforce and transformers (retrieval, captioning); ALBEF of
-    Salesforce. Which it is shows in the names, its size in the shapes. Every weight has to fit. What was left out, and what the file had
-    nothing for, is printed and stands in converted.json. Pickles and TorchScript archives are not run.
+    Salesforce; VLMo, BEiT and BEiT-3 of unilm. Which it is shows in the names, its size in the shapes. Every weight has to fit. What was
+    left out, and what the file had nothing for, is printed and stands in converted.json. Pickles and TorchScript archives are not run.
     """
     from zoo.convert import Converted
     from zoo.convert import convert as do
