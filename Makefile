@@ -43,6 +43,7 @@ aot: $(STAMP) $(TRITON36)/.installed
 
 golden: $(STAMP)
 	$(BIN)/python tools/lavis_reference.py --env .venv-lavis --out tests/golden
+	$(BIN)/python tools/torchscale_reference.py --env .venv-torchscale --out tests/golden
 
 lint: $(STAMP)
 	$(BIN)/ruff check

@@ -2,7 +2,7 @@
 
     PYTHONPATH=. <python of the environment> tools/lavis_cases.py --out tests/golden
 
-LAVIS computes in float64, so that another machine writes the same files; stored is float32.
+What is stored of it, and how, is in tools/golden_cases.py.
 """
 
 from __future__ import annotations
@@ -11,24 +11,21 @@ import argparse
 import contextlib
 import importlib
 import io
-import json
-import re
 import sys
 import tempfile
 import types
-from collections.abc import Callable, Iterator, Mapping
-from importlib.metadata import distribution, version
+from collections.abc import Iterator, Mapping
+from importlib.metadata import distribution
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import numpy as np
 import torch
-from safetensors.numpy import save
 
-from tools.named_weights import fingerprint, numbers, state
+from tools.golden_cases import Arrays, Case, fill, gradients, write
+from tools.named_weights import numbers
 
-Arrays = dict[str, Any]
 PACKAGES = ("lavis", "lavis.common", "lavis.models")  # their __init__ import every data set and model, hence spacy, opencv, decord, ...
 VERSIONS = ("salesforce-lavis", "transformers", "tokenizers", "timm", "torch", "numpy")
 
@@ -45,6 +42,7 @@ TEXT: dict[str, Any] = {
     "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "pad_token_id": 0, "type_vocab_size": 2,
 }  # fmt: skip
 SHARE = {"embed_dim": 32, "queue_size": 64, "momentum": 0.995, "alpha": 0.4}
+ABOUT = {"vision": PICTURE, "text": TEXT, "captions": CAPTIONS, "vocabulary": VOCABULARY}
 WHOLE = ("temp", "itm_head.weight", "itm_head.bias", "vision_proj.bias", "text_proj.bias", "visual_encoder.norm.weight")
 
 
@@ -94,6 +92,11 @@ def drawn() -> Iterator[list[tuple[Any, int]]]:
         yield kept
 
 
+def whole(name: str) -> bool:
+    """Whether the gradient of a parameter is kept as it is, or its corner."""
+    return name in WHOLE or name.endswith("word_embeddings.weight")
+
+
 def vision() -> Any:
     made = found("vit:VisionTransformerEncoder")(**PICTURE)
     made.vision_width = PICTURE["embed_dim"]
@@ -104,42 +107,6 @@ def text_config(**settings: Any) -> Any:
     from transformers import BertConfig
 
     return BertConfig(**TEXT, **settings)
-
-
-def fill(model: Any, precision: torch.dtype) -> dict[str, Any]:
-    """Give the model the weights of its names; what `tools.named_weights.state` needs to make them again."""
-    entries = model.state_dict(keep_vars=True)
-    first: dict[int, str] = {}
-    shared = {name: seen for name, value in entries.items() if (seen := first.setdefault(id(value), name)) != name}
-    shapes = {name: list(value.shape) for name, value in entries.items() if name not in shared}
-    drawn_by_name = state(shapes, shared)
-    model.load_state_dict({name: torch.from_numpy(value) for name, value in drawn_by_name.items()})
-    model.to(precision).eval()
-    of = {name: name.replace("_m.", ".", 1) for name in shapes if name.split(".")[0].endswith("_m")}
-    assert all(shapes[name] == shapes[student] for name, student in of.items()), "a twin that has not its student's shapes"
-    own = {name: shape for name, shape in shapes.items() if name not in of}
-    trained = [name for name, value in model.named_parameters() if value.requires_grad]
-    buffers = [name for name in own if name not in set(trained)]
-    assert trained == [name for name in own if name not in buffers], "the rows of the gradients would not stand in the order of the names"
-    twins = sorted({name.split(".")[0] for name in of})
-    return {"parameters": own, "buffers": buffers, "twins": twins, "shared": shared, "fingerprint": fingerprint(drawn_by_name)}
-
-
-def gradients(model: Any, losses: Mapping[str, Any]) -> Arrays:
-    """Of every loss to every trained parameter: its norm and its product with `numbers` of the name; some in whole, or their corner."""
-    trained = {name: value for name, value in model.named_parameters() if value.requires_grad}
-    arrays: Arrays = {}
-    for title, loss in losses.items():
-        found = torch.autograd.grad(loss, list(trained.values()), retain_graph=True, allow_unused=True)
-        rows = []
-        for (name, value), gradient in zip(trained.items(), found, strict=True):
-            gradient = torch.zeros_like(value) if gradient is None else gradient
-            along = torch.from_numpy(numbers(f"gradient of {name}", value.shape)).to(value.dtype)
-            rows.append([float(gradient.norm()), float((gradient * along).sum())])
-            if title == "loss" and (name in WHOLE or name.endswith("word_embeddings.weight")):
-                arrays[f"gradient/{name}"] = gradient if gradient.dim() < 2 else gradient[:8, :16]
-        arrays[f"gradients/{title}"] = np.array(rows)
-    return arrays
 
 
 def pretrained(model: Any, output: Any, draws: list[tuple[Any, int]]) -> Arrays:
@@ -200,7 +167,7 @@ def step(model: Any, batch: Mapping[str, Any]) -> Arrays:
     with drawn() as draws:
         output = model(batch)
     losses = {name: output[name] for name in ("loss", "loss_itc", "loss_itm", "loss_mlm", "loss_lm") if output.get(name) is not None}
-    return {**pretrained(model, output, draws), **losses, **gradients(model, losses)}
+    return {**pretrained(model, output, draws), **losses, **gradients(model, losses, whole)}
 
 
 def albef_pretrain(precision: torch.dtype) -> tuple[dict[str, Any], Arrays]:
@@ -282,7 +249,7 @@ def blip_caption(precision: torch.dtype) -> tuple[dict[str, Any], Arrays]:
     heard = {"input_ids": ids.input_ids, "attention_mask": ids.attention_mask}
     output = model(batch)
     between = output.intermediate_output
-    arrays = gradients(model, {"loss": output.loss})
+    arrays = gradients(model, {"loss": output.loss}, whole)
     spoken: Arrays = {}
     plain = model.text_decoder.generate_from_encoder
     for title, beams in (("greedy", 1), ("beam", 3)):
@@ -293,42 +260,10 @@ def blip_caption(precision: torch.dtype) -> tuple[dict[str, Any], Arrays]:
     return {"class": "BlipCaption", "settings": settings, **made}, {**heard, **told, **arrays, **spoken}
 
 
-CASES: dict[str, dict[str, Callable[[torch.dtype], tuple[dict[str, Any], Arrays]]]] = {
+CASES: dict[str, dict[str, Case]] = {
     "albef_lavis": {"pretrain": albef_pretrain, "retrieval": albef_retrieval},
     "blip_lavis": {"pretrain": blip_pretrain, "retrieval": blip_retrieval, "caption": blip_caption},
 }
-
-
-def plain(value: Any) -> np.ndarray:
-    """What is stored: float32 or int64."""
-    array = np.asarray(value.detach() if isinstance(value, torch.Tensor) else value)
-    return np.array(array, dtype=np.float32 if array.dtype.kind == "f" else np.int64, order="C")
-
-
-def apart(exact: Arrays, rough: Arrays) -> float:
-    """The largest difference of two runs, relative to 1 or to the value, whichever is larger."""
-    assert exact.keys() == rough.keys()
-    return max(float((np.abs(exact[name] - rough[name]) / np.maximum(1, np.abs(exact[name]))).max()) for name in exact)
-
-
-def write(family: str, out: Path) -> None:
-    arrays: Arrays = {}
-    told: dict[str, Any] = {"cases": {}}
-    for title, case in CASES[family].items():
-        description, exact = case(torch.float64)
-        exact = {name: plain(value) for name, value in exact.items()}
-        rough = {name: plain(value) for name, value in case(torch.float32)[1].items()}
-        told["cases"][title] = {**description, "float32_differs": apart(exact, rough)}
-        arrays |= {f"{title}/{name}": value for name, value in exact.items()}
-    told |= {"versions": {name: version(name) for name in VERSIONS}, "vision": PICTURE, "text": TEXT, "captions": CAPTIONS}
-    told["vocabulary"] = VOCABULARY
-    content = save(arrays)
-    out.joinpath(f"{family}.safetensors").write_bytes(content)
-    short = re.sub(r"\[\s+([\d,\s]+?)\s+\]", lambda shape: f"[{' '.join(shape[1].split())}]", json.dumps(told, indent=1))
-    out.joinpath(f"{family}.json").write_text(short + "\n")
-    for title, case in told["cases"].items():
-        print(f"{family} {title}: LAVIS in float32 is {case['float32_differs']:.1e} away")
-    print(f"{family}: {len(arrays)} arrays, {len(content) / 1000:.0f} kB")
 
 
 def main() -> None:
@@ -341,7 +276,7 @@ def main() -> None:
     open_lavis()
     with local_tokenizer():
         for family in CASES:
-            write(family, out)
+            write(family, CASES[family], ABOUT, VERSIONS, out)
 
 
 if __name__ == "__main__":
