@@ -438,15 +438,16 @@ class TestRuns:
         return of
 
     def test_it_learns_to_tell_what_the_teacher_sees(self, recipe, rows, tmp_path):
-        model = train(recipe("run"))
+        save(heat(build("clip", vision=TEACHER, dim=8)), tmp_path / "clip")  # one that was just drawn sees the same everywhere
+        stage = {"init_from": [{"folder": str(tmp_path / "clip"), "parts": ["vision"]}]}
+        slowly = {"objective": {"name": "vq_kd", "decay": 0.9}, "optimizer": {"lr": 5e-4}}
+        model = train(recipe("run", "run.steps=60", **stage, **slowly))
         log = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
         losses = [line["loss_features"] for line in log if "loss_features" in line]
-        assert np.mean(losses[-5:]) < 0.5 * np.mean(losses[:3])
+        assert np.mean(losses[-5:]) < 0.25 * np.mean(losses[:3])
         again = load(tmp_path / "run")
         assert np.array_equal(again.tell(rows), model.tell(rows))
         assert len(np.unique(model.tell(rows))) >= 6
-        other = train(recipe("stopped", "run.steps=3", "run.save_every=1"))
-        assert not np.array_equal(other.tell(rows), model.tell(rows))
 
     def test_a_run_that_stops_goes_on(self, recipe, monkeypatch, tmp_path):
         whole = train(recipe("whole", "run.steps=4")).state_dict()

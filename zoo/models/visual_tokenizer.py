@@ -28,7 +28,7 @@ from zoo.registry import make, register
 from zoo.types import Batch, ModalityInputs, ModelOutput, Rows
 
 JOINTS: dict[str, str | None] = {"schedule": "joint"}
-NORM = partial(nn.LayerNorm, eps=1e-6)
+NORM: Any = partial(nn.LayerNorm, eps=1e-6)
 
 
 class Size(NamedTuple):
@@ -72,9 +72,9 @@ class VisualTokenizer(Hosted, nn.Module):
         self.to_codes = nn.Sequential(nn.Linear(D, D), nn.Tanh(), nn.Linear(D, size.code_dim))
         self.codebook = Codebook(size.codes, size.code_dim)
         self.decoder: nn.Module | None = transformer(size, side, 1, size.code_dim, size.decoder_layers)
-        self.from_codes: nn.Module | None = nn.Sequential(nn.Linear(D, D), nn.Tanh(), nn.Linear(D, taught))
-        for layers in (self.to_codes, self.from_codes):
-            for layer in (layers[0], layers[2]):
+        self.from_codes: nn.Sequential | None = nn.Sequential(nn.Linear(D, D), nn.Tanh(), nn.Linear(D, taught))
+        for layer in (*self.to_codes, *self.from_codes):
+            if isinstance(layer, nn.Linear):
                 nn.init.trunc_normal_(layer.weight, std=size.init)
                 nn.init.zeros_(layer.bias)
         self.vision = teacher  # named so, as the tower of whoever was trained as a teacher is
@@ -286,6 +286,6 @@ def visual_tokenizer(
     tower = None if teacher is None else make("encoder", teacher)
     if tower is not None and taught not in (None, tower.dim):
         raise ZooError(f"visual_tokenizer: taught {taught}, and the teacher's features are {tower.dim} wide: leave it out")
-    wide = of.width if taught is None and tower is None else taught or tower.dim
+    wide = tower.dim if tower is not None else taught or of.width
     processor = RowProcessor({"image": ImageProcessor(of.image_size, mean=HALF, std=HALF)})
     return VisualTokenizer(of, wide, tower, joints.make("schedule", ["image"], of.width, 0), processor)
