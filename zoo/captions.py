@@ -137,7 +137,7 @@ def answer(
         if lost := [start + i for i, row in enumerate(rows) if not (row.get("text") and row.get("image") is not None)]:
             raise ZooError(f"row {', '.join(map(str, lost[:5]))}: a question needs a picture and a text")
         inputs = _batch(model, rows, start).inputs
-        ranked = rank_answers(own, model.ask(inputs["text"], writes.look(inputs["image"])), ids, end=end, k=k, smoothing=smoothing)
+        ranked = rank_answers(own, model.ask(inputs["text"], writes.see(inputs["image"])), ids, end=end, k=k, smoothing=smoothing)
         pairs = zip(ranked.answers.tolist(), ranked.scores.tolist(), strict=True)
         found += [[(answers[i], score) for i, score in zip(*one, strict=True)] for one in pairs]
     return found
@@ -145,12 +145,12 @@ def answer(
 
 @torch.no_grad()
 def look(model: Any, pictures: Sequence[Row], first: int = 0) -> Tokens:
-    """What a model makes of raw pictures: its ``look``.
+    """What a model begins from of raw pictures: its ``see``.
 
     Raises:
         ZooError: If one cannot be decoded.
     """
-    return model.look(_inputs(model, [{"image": row.get("image")} for row in pictures], "image", first))
+    return model.see(_inputs(model, [{"image": row.get("image")} for row in pictures], "image", first))
 
 
 def _inputs(model: Any, given: Sequence[Row], what: str, first: int) -> Any:

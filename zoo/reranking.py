@@ -109,7 +109,7 @@ def _logits(model: Any, pictures: Sequence[Row], library: Library, pairs: np.nda
     for number in progress(range(len(together)), "matching", show):
         first, after = together[number]
         raw = [{"image": pictures[int(i)].get("image")} for i in shown[first:after]]
-        seen = model.look(_inputs(model, raw, "image", first))
+        seen = model.see(_inputs(model, raw, "image", first))
         for at in range(int(starts[first]), int(ends[after - 1]), batch_size):
             here = order[at : min(at + batch_size, int(ends[after - 1]))]
             which = torch.from_numpy(np.searchsorted(shown[first:after], pairs[here, 0])).to(seen.tokens.device)
