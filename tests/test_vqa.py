@@ -4,12 +4,15 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import nn
 
 from zoo.collate import stack
 from zoo.errors import ZooError
 from zoo.hub import load, save
 from zoo.init_from import take_parts
+from zoo.positions import resampled
 from zoo.registry import build, make
+from zoo.relative_positions import resized
 from zoo.stages import Stage
 from zoo.types import Batch, Classifying
 
@@ -136,3 +139,29 @@ def test_a_file_needs_no_weights_of_its_picture_encoder(tmp_path):
 def test_a_model_that_reads_no_questions_is_refused(base):
     with pytest.raises(ZooError, match=r"vqa\.base: '(clip|coca)' reads no text beside a picture: write albef, blip, vlmo or beit_3"):
         build("vqa", base=base, classes=2)
+
+
+def test_positions_move_to_larger_pictures(tmp_path):
+    """By the functions that are held against BEiT's and timm's elsewhere."""
+    for base, name in (("vlmo", "positions.table"), ("beit_3", "vision.places.weight")):
+        trained = build(base, layers=2, image_size=24)
+        nn.init.normal_(trained.get_parameter(name))
+        save(trained, tmp_path / base)
+        model = build("vqa", base={"name": base, "layers": 2, "image_size": 32}, classes=3)
+        take_parts(model, [Stage(recipe="pretrain", parts=(name.split(".")[0],))], [tmp_path / base])
+        old = trained.get_parameter(name).detach()
+        wanted = resized(old, (3, 3), (4, 4)) if base == "vlmo" else resampled(old, 17)
+        assert torch.equal(model.get_parameter(name), wanted)
+        assert len(wanted) > len(old)
+
+
+def test_relative_positions_of_smaller_pictures_or_other_texts_are_refused(tmp_path):
+    save(build("vlmo", layers=2, image_size=32), tmp_path)
+    stage = Stage(recipe="pretrain", parts=("positions",))
+    for settings, says in (
+        ({"image_size": 24}, "of 4 x 4 patches cannot be made those of 3 x 3"),
+        ({"length": 30}, "does not fit this model's"),
+    ):
+        model = build("vqa", base={"name": "vlmo", "layers": 2, "image_size": 32, **settings}, classes=3)
+        with pytest.raises(ZooError, match=says):
+            take_parts(model, [stage], [tmp_path])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -16,7 +17,7 @@ from typing import Any
 import torch
 from accelerate.state import PartialState
 from safetensors.torch import load_file
-from torch import nn
+from torch import Tensor, nn
 
 from zoo.errors import ZooError, unknown
 from zoo.files import alone, write_json
@@ -24,6 +25,7 @@ from zoo.hub import ABOUT, WEIGHTS, model_hash
 from zoo.positions import PLACES, resampled
 from zoo.recipe import Recipe, load_recipe, values
 from zoo.registry import make
+from zoo.relative_positions import RelativePositions, offsets, resized
 from zoo.stages import Stage
 from zoo.types import Data
 
@@ -74,7 +76,7 @@ def prepare(
 def take_parts(model: nn.Module, stages: Sequence[Stage], folders: Sequence[Path]) -> None:
     """Copy the weights of each stage's parts into ``model``; a later stage has the last word.
 
-    Where this model looks at larger pictures, positions of patches are resampled.
+    Where this model looks at larger pictures, positions of patches are resampled, and tables of relative ones resized.
 
     Raises:
         ZooError: If a part is in one of the two models only, or has other shapes there.
@@ -89,8 +91,8 @@ def take_parts(model: nn.Module, stages: Sequence[Stage], folders: Sequence[Path
                 raise ZooError(f"init_from: {stage.source}: {unknown('part of this model', part, choices)}")
             given = {name.removeprefix(f"{part}."): tensor for name, tensor in state.items() if name.startswith(f"{part}.")}
             for name, own in modules[part].state_dict().items():
-                if f"{part}.{name}" in PLACES and name in given and given[name].shape != own.shape:
-                    given[name] = resampled(given[name], own.shape[-2])
+                if name in given and given[name].shape != own.shape:
+                    given[name] = _of_other_pictures(modules[part], f"{part}.{name}", own, given[name])
             try:
                 modules[part].load_state_dict(given)
             except RuntimeError as e:  # names or shapes that differ
@@ -100,6 +102,18 @@ def take_parts(model: nn.Module, stages: Sequence[Stage], folders: Sequence[Path
                     "init_from: %s: %d weights of its %r, such as %s, were drawn at random: what it was converted from had none",
                     *(stage.source, len(bare), part, bare[0]),
                 )
+
+
+def _of_other_pictures(module: nn.Module, name: str, own: Tensor, given: Tensor) -> Tensor:
+    """Positions of the patches of smaller or larger pictures, as of this model's; all else as it was given."""
+    if name in PLACES:
+        return resampled(given, own.shape[-2])
+    if isinstance(module, RelativePositions):
+        others = len(own) - offsets(module.window)  # rows of class tokens and texts
+        side = (math.isqrt(max(len(given) - others, 0)) + 1) // 2
+        if len(given) - others == offsets((side, side)):
+            return resized(given, (side, side), module.window)
+    return given
 
 
 def _short(error: RuntimeError) -> str:
