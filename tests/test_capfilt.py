@@ -305,9 +305,10 @@ def test_what_is_refused(root, tmp_path):
     clip = zoo.build("clip")
     clip.trained = True
     zoo.save(clip, root / "clip")
-    refused("the captioner is a Clip, which is no model that writes captions: take a BLIP or a CoCa", captioner=root / "clip")
+    refused("the captioner is a Clip, which is no model that writes captions: take a BLIP, a CoCa or a BEiT-3", captioner=root / "clip")
     refused(
-        "the filter is a Clip, which is no model that tells whether picture and text match: take an ALBEF or a BLIP", filter=root / "clip"
+        "the filter is a Clip, which is no model that tells whether picture and text match: take an ALBEF, a BLIP or a VLMo",
+        filter=root / "clip",
     )
 
 

@@ -216,7 +216,7 @@ class TestCaption:
             assert (code, out) == (2, "")
             assert says in err
 
-        refused("the model in clip is a Clip, which is no model that writes captions: take a BLIP or a CoCa", "clip", "pictures")
+        refused("the model in clip is a Clip, which is no model that writes captions: take a BLIP, a CoCa or a BEiT-3", "clip", "pictures")
         refused("method: 'best': input should be 'greedy', 'beam' or 'nucleus'", "blip", "pictures", "--method", "best")
         refused("shortest: 9 ids at least and 4 at most", "blip", "pictures", "--shortest", 9, "--longest", 4)
         refused("no model in nowhere", "nowhere", "pictures")

@@ -206,7 +206,7 @@ class TestMatching:
         assert [(r["mean"], r["low"], r["high"], r["nearest"]) for r in found.more["reranking"]] == [(0, 0, 0, 1)] * 4
 
     def test_one_that_cannot(self):
-        with pytest.raises(ZooError, match="a Linear does not read pictures and texts together: take an ALBEF or a BLIP"):
+        with pytest.raises(ZooError, match="a Linear does not read pictures and texts together: take an ALBEF, a BLIP or a VLMo"):
             Library(torch.nn.Linear(1, 1), ["a"])
 
     def test_an_empty_text(self, model):

@@ -33,7 +33,10 @@ def check_able(model: Any, ability: Any, name: str) -> None:
     if isinstance(model, ability):
         check_learned(model, *_NEEDS[ability])
         return
-    does = {Captioning: "writes captions: take a BLIP or a CoCa", Matching: "tells whether picture and text match: take an ALBEF or a BLIP"}
+    does = {
+        Captioning: "writes captions: take a BLIP, a CoCa or a BEiT-3",
+        Matching: "tells whether picture and text match: take an ALBEF, a BLIP or a VLMo",
+    }
     raise ZooError(f"{name} is a {type(model).__name__}, which is no model that {does[ability]}")
 
 

@@ -122,7 +122,7 @@ def _logits(model: Any, pictures: Sequence[Row], library: Library, pairs: np.nda
 
 def _check_able(model: Any) -> None:
     if not isinstance(model, Matching):
-        raise ZooError(f"a {type(model).__name__} does not read pictures and texts together: take an ALBEF or a BLIP")
+        raise ZooError(f"a {type(model).__name__} does not read pictures and texts together: take an ALBEF, a BLIP or a VLMo")
     check_learned(model, "matches", r"matches\.|.*\.encode\.")
 
 
