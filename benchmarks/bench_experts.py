@@ -4,6 +4,7 @@
 """
 
 import ctypes
+import json
 import statistics
 import subprocess
 import sys
@@ -25,7 +26,7 @@ from zoo.block import Block, Shape
 ROOT = Path(__file__).parents[1]
 STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 BANKS = {"norm2": ("text", "image"), "ffn": ("text", "image")}
-CHILD = "import sys; from benchmarks.bench_experts import peak; print(peak(*sys.argv[1:]))"
+CHILD = "import sys; from benchmarks.bench_experts import peaks; peaks(*sys.argv[1:])"
 
 
 class Size(NamedTuple):
@@ -84,16 +85,18 @@ def make_calls(size: Size, how: str) -> dict[str, Callable[[], Tensor]]:
     return {"routed": run, "masked": run_masked, "sliced": run_sliced}
 
 
-def peak(name: str, how: str, way: str) -> int:
-    """Bytes at the peak of one call above what was there before it; in a process of its own, since a process remembers its peak."""
+def peaks(name: str, how: str) -> None:
+    """Print {way: bytes at the peak of one call above what was there before it}; for a process that has done nothing else."""
     torch.set_num_threads(1)
     ctypes.CDLL(None).mallopt(-3, 65536)  # M_MMAP_THRESHOLD: glibc gives back what is freed
-    call = make_calls(SIZES[name], how)[way]
-    call()
-    RESET.write_text("5")
-    before = _bytes("VmRSS")
-    call()
-    return _bytes("VmHWM") - before
+    found = {}
+    for way, call in make_calls(SIZES[name], how).items():
+        call()
+        RESET.write_text("5")
+        before = _bytes("VmRSS")
+        call()
+        found[way] = _bytes("VmHWM") - before
+    print(json.dumps(found))
 
 
 def _bytes(key: str) -> int:
@@ -101,10 +104,11 @@ def _bytes(key: str) -> int:
     return 1024 * int(line.split()[1])
 
 
-def peak_apart(name: str, how: str, way: str) -> int:
-    """`peak`, in another process."""
-    command = [sys.executable, "-c", CHILD, name, how, way]
-    return int(subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout)
+def peaks_apart(name: str, how: str) -> dict[str, int]:
+    """What `peaks` prints in another process."""
+    command = [sys.executable, "-c", CHILD, name, how]
+    done = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
+    return {f"peak_bytes_{way}": found for way, found in json.loads(done.stdout).items()}
 
 
 @pytest.fixture(autouse=True)
@@ -131,6 +135,6 @@ def test_block(benchmark, name, how):
         middle = time.process_time()
         calls["sliced"]()
         ratios.append((time.process_time() - middle) / (middle - start))
-    peaks = {f"peak_bytes_{way}": peak_apart(name, how, way) for way in calls} if RESET.is_file() else {}
+    memory = peaks_apart(name, how) if RESET.is_file() else {}
     about = {"size": SIZES[name]._asdict(), "sliced_of_routed": statistics.median(ratios), "command": "pytest benchmarks/bench_experts.py"}
-    keep(benchmark, f"a block of experts, {name}, {how}, of masked experts", found, target=None, packages=("torch",), **about, **peaks)
+    keep(benchmark, f"a block of experts, {name}, {how}, of masked experts", found, target=None, packages=("torch",), **about, **memory)
