@@ -4,6 +4,9 @@ import math
 
 import pytest
 import torch
+from torch import distributed as dist
+from torch import multiprocessing as mp
+from torch.nn.parallel import DistributedDataParallel
 
 from tests.captioned_shapes import shapes
 from zoo import ZooError, make
@@ -17,6 +20,7 @@ from zoo.recipe import load_recipe
 from zoo.registry import build, register
 from zoo.train import make_step, train
 from zoo.types import Batch, CaptionedData, ModalityInputs
+from zoo.update import Step
 from zoo.validate import validate
 from zoo.word_masks import choose, hide, words_in
 
@@ -346,3 +350,29 @@ class TestRuns:
         assert "mdm.tokenizer: there is no" in caplog.text
         with pytest.raises(ZooError, match="which does not exist"):
             make_step(recipe(str(tmp_path / "nowhere")))
+
+
+def processed(rank, place, folder, queue):
+    """One process of two, of which one has texts alone, the other pictures alone."""
+    dist.init_process_group("gloo", init_method=f"file://{place}", rank=rank, world_size=2)
+    model = joint()
+    pairs = CaptionedRows(shapes(), "train")
+    step = DistributedDataParallel(Step(model, objective_of(model, folder)), find_unused_parameters=True)
+    torch.manual_seed(rank)
+    batch = batch_of(model, [without(pairs[i], ("image", "text")[rank]) for i in range(6)])
+    loss = step(batch)
+    loss.total.backward()
+    sums = {name: float(p.grad.abs().sum()) for name, p in model.named_parameters() if p.grad is not None}
+    queue.put((rank, sorted(loss.parts), sums))
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_processes_may_have_rows_of_different_kinds(folder, tmp_path):
+    queue = mp.get_context("spawn").SimpleQueue()
+    mp.spawn(processed, (str(tmp_path / "meet"), folder, queue), nprocs=2)
+    (_, parts, sums), (_, others, same) = (queue.get() for _ in range(2))
+    assert parts == others == sorted(PARTS)
+    assert sums == pytest.approx(same, rel=1e-6)
+    assert all(sums[name] > 0 for name in ("head.weight", "codes_head.weight", "vision.mask"))
