@@ -124,6 +124,17 @@ def test_a_sentence_beside_two_pictures():
     assert compared.shape == (3, model.compared_dim)
 
 
+def test_a_question_beside_a_picture():
+    """What answers are told from comes before the last norm, which that fine-tuning has not."""
+    case = golden(FILE, "answering")
+    assert not [name for name in case.state if "encoder.layer_norm" in name]
+    model = loaded(build("beit_3", **inside()), case.state)
+    for parameter in model.trunk.norm.parameters():
+        nn.init.uniform_(parameter)
+    with torch.no_grad():
+        close(model.ask(texts(case), model.see(pictures())).pooled, case["pooled"])
+
+
 def test_hidden_words_and_patches():
     case = golden(FILE, "pretraining")
     model = loaded(build("beit_3", **inside(12)), case.state)
