@@ -11,10 +11,12 @@ from zoo.errors import ZooError
 from zoo.hub import load, save
 from zoo.init_from import take_parts
 from zoo.positions import resampled
+from zoo.recipe import load_recipe
 from zoo.registry import build, make
 from zoo.relative_positions import resized
 from zoo.stages import Stage
 from zoo.types import Batch, Classifying
+from zoo.validate import validate
 
 LOOKS = {"name": "tiny_image", "dim": 24, "heads": 2, "layers": 1, "image_size": 16}
 BASES = {name: {"name": name, "vision": LOOKS, "layers": 2, "dim": 8} for name in ("albef", "blip")}
@@ -165,3 +167,28 @@ def test_relative_positions_of_smaller_pictures_or_other_texts_are_refused(tmp_p
         model = build("vqa", base={"name": "vlmo", "layers": 2, "image_size": 32, **settings}, classes=3)
         with pytest.raises(ZooError, match=says):
             take_parts(model, [stage], [tmp_path])
+
+
+@pytest.mark.parametrize("base", BASES)
+def test_recomputed_activations_give_the_same_gradients(base):
+    gradients = []
+    for recomputed in (False, True):
+        torch.manual_seed(0)
+        model = tiny(base).train()
+        if recomputed:
+            model.checkpoint_gradients()
+        batch = batch_of(model, row("red"), row("blue"), targets=torch.tensor([0, 2]))
+        make("objective", "cross_entropy")(model, batch).total.backward()
+        gradients.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
+    assert gradients[0].keys() == gradients[1].keys()
+    assert len(gradients[0]) > 20
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], gradient, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.slow
+def test_parameters_are_as_many_as_published(tmp_path):
+    """The authors say 228 million of BEiT-3 base at 480 pixels with 3,129 answers."""
+    report = validate(load_recipe("beit_3/vqa", "model.classes=3129"), rows=2, cache=tmp_path)
+    counted = sum(part.parameters for part in report.parts if part.name != "objective")
+    assert counted == pytest.approx(228.1e6, rel=2e-4)
