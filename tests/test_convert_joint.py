@@ -13,7 +13,7 @@ import zoo
 from tests.bert_models import vocabulary
 from tests.golden_files import golden
 from tests.hot_weights import far
-from tests.vlmo_plain import Plain, Sizes, hot
+from tests.vlmo_plain import Plain, Sizes, hot, shapes
 from tools.named_weights import numbers
 from zoo.convert import CONVERTED, convert
 from zoo.errors import ZooError
@@ -250,3 +250,34 @@ def test_files_that_do_not_fit(tmp_path, state, beit3, what, says):
         convert(saved(tmp_path, wrong(state, beit3, what)), tmp_path / "ours")
     assert says in str(fault.value)
     assert not (tmp_path / "ours").exists()
+
+
+@pytest.mark.parametrize(
+    "size, like",
+    [
+        ("base", Sizes(14, 16, 768, 12, 12, 10, 196, 30522, kinds=3)),
+        ("large", Sizes(14, 16, 1024, 24, 16, 21, 196, 30522, kinds=3)),
+        ("base_plus", Sizes(14, 16, 544, 24, 16, 21, 40, 30522, kinds=3, plus=True)),
+    ],
+)
+def test_names_and_shapes_of_published_sizes(size, like):
+    with torch.device("meta"):
+        model = zoo.build("vlmo", size=size, vocabulary="small", vocab_size=30522)
+    back = {name: tuple(x.shape) for name, x in _vlmo_keys.to_unilm(model.state_dict()).items()}
+    unread = {"logit_scale", "logit_vl_scale", "text_embeddings.position_ids"}
+    unread |= set() if like.plus else {"text_embeddings.position_embeddings.weight"}
+    assert back == {name: shape for name, shape in shapes(like).items() if name not in unread}
+    if size == "base":
+        assert round(sum(x.numel() for x in model.parameters()) / 1e6, 1) == 202.4  # of which 23.9 the head of words, as counted of unilm's
+
+
+@pytest.mark.parametrize("side, wanted, heads", [(224, 222.2, ("image_projection", "text_projection")), (480, 270.8, ("head",))])
+def test_beit_3_is_as_large_as_published(side, wanted, heads):
+    """For retrieval and for captions; the temperature is one more."""
+    with torch.device("meta"):
+        model = zoo.build("beit_3", size="base", image_size=side, vocabulary="small")
+    others = {"image_projection", "text_projection", "head", "pooler"} - set(heads)
+    count = sum(
+        x.numel() + 2 * 768 * name.endswith("places.weight") for name, x in model.named_parameters() if name.split(".")[0] not in others
+    )
+    assert round(count / 1e6, 1) == wanted
