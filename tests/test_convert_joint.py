@@ -268,7 +268,7 @@ def test_names_and_shapes_of_published_sizes(size, like):
     unread |= set() if like.plus else {"text_embeddings.position_embeddings.weight"}
     assert back == {name: shape for name, shape in shapes(like).items() if name not in unread}
     if size == "base":
-        assert round(sum(x.numel() for x in model.parameters()) / 1e6, 1) == 202.4  # of which 23.9 the head of words, as counted of unilm's
+        assert round(sum(x.numel() for x in model.parameters()) / 1e6, 1) == 202.4  # as counted of unilm's
 
 
 @pytest.mark.parametrize("side, wanted, heads", [(224, 222.2, ("image_projection", "text_projection")), (480, 270.8, ("head",))])
