@@ -20,9 +20,11 @@ from zoo.evaluate.classification import consistency, every_subset
 from zoo.hub import load, save
 from zoo.init_from import take_parts
 from zoo.labelled import Stated
+from zoo.recipe import load_recipe
 from zoo.registry import build, make
 from zoo.stages import Stage
 from zoo.types import Batch, Classifying, LabelledData
+from zoo.validate import validate
 
 LOOKS = {"name": "tiny_image", "dim": 24, "heads": 2, "layers": 1, "image_size": 16}
 BASES = {name: {"name": name, "vision": LOOKS, "layers": 2, "dim": 8} for name in ("albef", "blip")}
@@ -322,6 +324,12 @@ class TestRun:
         written = card(zoo.load(outcome.folder), outcome.folder)
         assert "`image`, `image_2`, `text`" in written
         assert "Suhr et al." in written
+
+    def test_validate_says_what_is_cut(self, root):
+        recipe = load_recipe({**TINY, "model": {"name": "nlvr2", "base": {**BASES["albef"], "length": 5}}})
+        report = validate(recipe, data_root=root, rows=8)
+        assert (report.faults, report.texts.limit, report.texts.longest) == ([], 5, 5)
+        assert report.texts.cut == 8
 
     @pytest.mark.slow
     def test_the_commands(self, root, outcome, tmp_path):

@@ -18,6 +18,7 @@ from zoo.errors import ZooError
 from zoo.fetch import hub_cache, located
 from zoo.models._notes import NoteProcessor
 from zoo.models._pictures import CaptionProcessor, PictureTextProcessor
+from zoo.models.nlvr2 import TwoPicturesProcessor
 from zoo.opened import open_rows
 from zoo.recipe import Recipe
 from zoo.registry import entry, lookup
@@ -196,7 +197,7 @@ def _texts(processor: Any, rows: Sequence[Row], batch: Batch) -> Texts:
         return Texts(0, 0, None, 0)
     lengths = text.mask.sum(1) if text.mask is not None else torch.full((len(text.values),), text.values.shape[1])
     found = Texts(int(lengths.median()), int(lengths.max()), None, 0)
-    if isinstance(processor, PictureTextProcessor) and isinstance(processor.text, CaptionProcessor):
+    if isinstance(processor, PictureTextProcessor | TwoPicturesProcessor) and isinstance(processor.text, CaptionProcessor):
         reads = copy(processor.text)
         reads.length = _UNCUT
         whole = torch.tensor([len(reads(row["text"]).values) if row.get("text") else 0 for row in rows])
