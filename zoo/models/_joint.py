@@ -50,9 +50,10 @@ class Patches(nn.Module):
         self.places = nn.Embedding(1 + self.grid[0] * self.grid[1], dim) if places else None
         self.dropout, self.dim = nn.Dropout(dropout), dim
         for name, parameter in self.named_parameters():
-            if not name.startswith("embed."):
+            if name.endswith("bias"):
+                nn.init.zeros_(parameter)
+            else:
                 nn.init.trunc_normal_(parameter, std=init)
-        drawn(self.embed.proj, init)
 
     def forward(self, x: ModalityInputs, hidden: Tensor | None = None) -> Tensor:
         """Pixels (B, 3, H, W) to (B, 1 + P, D); at ``hidden`` (B, P) bool the mask token stands in the place of a patch."""
@@ -151,7 +152,8 @@ class JointModel(PictureTextModel):
 
     def compare(self, question: ModalityInputs, seen: Sequence[Tokens]) -> Tensor:
         """(B, 2 D): ``pooled`` of the sentence beside the first picture, and beside the second."""
-        return torch.cat([self.ask(question, picture).pooled for picture in seen], 1)
+        asked = [self.ask(question, picture).pooled for picture in seen]
+        return torch.cat([pooled for pooled in asked if pooled is not None], 1)
 
     def ask(self, question: ModalityInputs, seen: Tokens) -> Tokens:
         """The states of ids (B, N) beside the pictures, (B, N, D), and ``pooled`` (B, D)."""
