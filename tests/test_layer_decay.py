@@ -97,6 +97,18 @@ def test_a_stage_of_a_pyramid_is_one_level():
     assert [*levels_below(names).values()] == [3, 2, 2, 1, 0]
 
 
+def test_embeddings_are_of_the_stack_that_comes_next():
+    names = [
+        "vision.blocks.0.weight",
+        "embed.words.weight",
+        "embed.places.weight",
+        "kinds.weight",
+        "text.blocks.0.weight",
+        "text.blocks.1.weight",
+    ]
+    assert [*levels_below(names).values()] == [1, 3, 3, 3, 2, 1]
+
+
 def test_a_table_that_all_blocks_share_learns_at_the_full_rate():
     assert levels_below(["positions.table", "embed.words.weight", "trunk.blocks.0.out.weight"])["positions.table"] == 0
 
