@@ -318,7 +318,8 @@ class TestCodebook:
         book = Codebook(8, 3)
         points = torch.nn.functional.normalize(torch.randn(3, 3), dim=1)
         book.follow(points, book(points), 0.9)
-        torch.testing.assert_close(book.codes.norm(dim=1), torch.ones(8))
+        torch.testing.assert_close(book.codes.norm(dim=1), torch.ones(8))  # those of which nobody is the nearest among them
+        assert (book.taken > 0).sum() == 3
 
     def test_many_points_at_once(self, monkeypatch):
         book, points = Codebook(5, 4), torch.randn(70, 4)

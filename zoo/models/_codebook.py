@@ -85,7 +85,7 @@ class Codebook(nn.Module):
         sums = torch.zeros_like(self.codes).index_add_(0, ids, points)
         counts = torch.zeros_like(self.taken).index_add_(0, ids, torch.ones_like(points[:, 0]))
         sums, counts = all_rows(sums[None]).sum(0), all_rows(counts[None]).sum(0)
-        return torch.where(counts[:, None] > 0, F.normalize(sums, dim=1), self.codes), counts
+        return torch.where(counts[:, None] > 0, F.normalize(sums, dim=1), self.codes), counts  # else k-means would lose those nobody took
 
 
 def _look_again(codebook: Codebook, _: Any) -> None:
