@@ -86,9 +86,9 @@ class Run:
     Attributes:
         steps: Optimizer steps; decides where it is given. 0: the model stays as it was built, to be measured untrained.
         epochs: Passes over the pairs or labelled rows, where ``steps`` is None.
+        batch_size: Pairs, or labelled rows, per process.
         shows: Of pictures with texts, what training pairs show, by weight: ``{image: 1}`` the picture alone, ``{text: 1}`` the text alone,
             ``{pair: 1, image: 1, text: 1}`` a third of them each, drawn by seed for all epochs; {}: both. Of training alone.
-        batch_size: Pairs, or labelled rows, per process.
         accumulate: Batches per optimizer step; each has only its own rows as negatives.
         gradcache: Rows that pass the model at a time, where the loss is that of the whole batch all the same; 0: all at once.
         shard: Spread weights, gradients and optimizer state over the processes.
@@ -111,8 +111,8 @@ class Run:
 
     steps: NotNegative | None = None
     epochs: Above | None = 1.0
-    shows: Mapping[Shown, Above] = field(default_factory=dict)
     batch_size: Positive = 32
+    shows: Mapping[Shown, Above] = field(default_factory=dict)
     accumulate: Positive = 1
     gradcache: NotNegative = 0
     shard: bool = False
