@@ -227,7 +227,7 @@ class TestFaults:
             ("run: &a {steps: 1}\nevaluate:\n  <<: *a", ":3: evaluate.<<: an alias (*name) stands here"),
             ("run: &a\n  b: *a", "an alias (*name) stands here"),
             ("? [a]\n: 1\nmodel: x", "line 1: a key is a word, not a list or a mapping"),
-            ("run: 3", ":1: run: 3: write a mapping, of steps, epochs, shows, batch_size"),
+            ("run: 3", ":1: run: 3: write a mapping, of steps, epochs, batch_size, shows"),
             ("model: {dim: 3}", ":1: model: {'dim': 3} names no part: write a name, or a mapping with 'name'"),
             ("run: {epochs: null}", ":1: run: neither 'steps' nor 'epochs': write one of them"),
             ("model: {name: fake_model, fusion: fake_order}", "acts at the joint 'arrange', which model 'fake_model' does not have"),
