@@ -25,7 +25,7 @@ test: $(STAMP)
 	$(PYTEST) -n $(WORKERS) --dist loadfile --no-loadscope-reorder --benchmark-disable
 
 test-slow: $(STAMP)
-	$(PYTEST) -m slow --benchmark-disable
+	$(PYTEST) -m slow -n $(WORKERS) --dist loadfile --no-loadscope-reorder --benchmark-disable
 
 bench: $(STAMP)
 	$(PYTEST) benchmarks -q -rs --benchmark-columns=median,min,max,rounds

@@ -191,7 +191,7 @@ def live_tensors():
     return sum(issubclass(type(thing), Tensor) for thing in gc.get_objects())
 
 
-@pytest.mark.parametrize("remember", ["previous", "others", "classes"])
+@pytest.mark.parametrize("remember", ["previous", *(pytest.param(what, marks=pytest.mark.slow) for what in ("others", "classes"))])
 def test_a_thousand_steps_leave_nothing_behind(remember):
     head, data = Head(remember=remember), drawn(50)
     live = []

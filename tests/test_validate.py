@@ -60,7 +60,8 @@ class TestShipped:
     def test_there_are_some(self):
         assert {"notellm2/mqwen_base", "notellm2/mqwen_bigg", "notellm2/mtomato_base"} <= set(REAL)
 
-    @pytest.mark.parametrize("name", [pytest.param(n, marks=[] if n.endswith("bigg") else pytest.mark.slow) for n in REAL])
+    @pytest.mark.slow
+    @pytest.mark.parametrize("name", REAL)
     def test_of_the_paper(self, name, tmp_path):
         """Real sizes in seconds and without their memory; the recipe says the paper's numbers."""
         recipe = load_recipe(name, "model.fusion=[micl, gated_late]")
