@@ -3,6 +3,7 @@
 ``pytest benchmarks/bench_captioned.py``. The recipes are the tiny ones on emoji, in one thread.
 """
 
+import re
 import time
 from collections import Counter
 from itertools import repeat
@@ -20,10 +21,11 @@ from zoo.recipe import load_recipe
 from zoo.registry import build
 from zoo.shapes import walk
 from zoo.train import make_accelerator, make_step
-from zoo.types import Batch
+from zoo.types import Batch, ModalityInputs
 from zoo.update import Updater
 
 ROWS, SHOWN, TOP = 64, 8, 16
+BLOCK = re.compile(r"blocks\.\d+$")  # of zoo.trunk and of open_clip
 MODELS = ("albef", "blip", "coca", "vlmo", "beit_3")
 POOLS = (256, 1024, 4096)
 WORDS = ["person", "face", "flag", "cat", "red", "smiling", "hand", "of", "with", "dark", "skin", "tone", "tree", "food"]
@@ -57,29 +59,26 @@ def make_training(name):
 
 
 def count_passes(step, batch):
-    """How often a step runs over rows: the picture tower, and the blocks or layers of text, fusion and decoder, by their batch size."""
-    seen: Counter[str] = Counter()
-    rows: dict[str, int] = {}
-    modules = {
-        "picture tower": [step.model.vision],
-        "blocks": [m for n, m in step.model.named_modules() if n.endswith(("blocks.0", "resblocks.0"))],
-    }
-    twin = [m for n, m in step.objective.named_modules() if n.endswith(".vision") or n == "vision"]
+    """How often a row passes the picture tower, and all blocks of the other side, half of them counting half: in the model, in its twin."""
+    twin = getattr(step.objective, "twin", None)
+    rows: Counter[str] = Counter()
 
-    def counting(name):
+    def counting(name, share):
         def hook(module, given, out):
-            seen[name] += 1
-            rows[name] = rows.get(name, 0) + len(given[0].values if hasattr(given[0], "values") else given[0])
+            rows[name] += share * len(given[0].values if isinstance(given[0], ModalityInputs) else given[0])
 
         return hook
 
-    handles = [m.register_forward_hook(counting(name)) for name, some in modules.items() for m in some]
-    handles += [m.register_forward_hook(counting("picture tower of the twin")) for m in twin]
+    handles = []
+    for whose, model in ({"": step.model} | ({} if twin is None else {" of the twin": twin.model})).items():
+        blocks = [m for n, m in model.named_modules() if BLOCK.search(n) and not n.startswith("vision.")]
+        handles.append(model.vision.register_forward_hook(counting(f"picture tower{whose}", 1)))
+        handles += [block.register_forward_hook(counting(f"blocks{whose}", 1 / len(blocks))) for block in blocks]
     with torch.no_grad():
         step(batch)
     for handle in handles:
         handle.remove()
-    return {name: {"calls": seen[name], "rows per row of the batch": rows[name] / ROWS} for name in seen}
+    return {name: round(count / ROWS, 3) for name, count in rows.items()}
 
 
 @pytest.mark.benchmark(timer=time.process_time, group="a training step")
