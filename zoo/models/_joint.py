@@ -106,7 +106,6 @@ class JointModel(PictureTextModel):
         self.image_projection, self.text_projection = plain(shape), plain(shape)
         self.codes, self.grid = codes, vision.grid
         self.codes_head = drawn(nn.Linear(shape.dim, codes), shape.init) if codes else None
-        self.compared_dim = 2 * shape.dim
 
     def see(self, image: ModalityInputs, place: int = 0) -> Tokens:
         """Embedded patches (B, 1 + P, D), the class token first; of a row without a picture nothing."""
@@ -149,15 +148,6 @@ class JointModel(PictureTextModel):
         if self.codes_head is None:
             raise ZooError("patches are filled in with visual tokens, and this model was built without: write model.codes, such as 8192")
         return words, self.codes_head(states["image"][:, 1:][hidden])
-
-    def compare(self, question: ModalityInputs, seen: Sequence[Tokens]) -> Tensor:
-        """(B, 2 D): ``pooled`` of the sentence beside the first picture, and beside the second."""
-        asked = [self.ask(question, picture).pooled for picture in seen]
-        return torch.cat([pooled for pooled in asked if pooled is not None], 1)
-
-    def ask(self, question: ModalityInputs, seen: Tokens) -> Tokens:
-        """The states of ids (B, N) beside the pictures, (B, N, D), and ``pooled`` (B, D)."""
-        raise NotImplementedError
 
     def parts(self) -> Mapping[str, Any]:
         """The setting that names a part, and what was made of it."""

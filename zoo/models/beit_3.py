@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
@@ -143,7 +144,7 @@ class Beit3(JointModel):
         states = self._states({"image": seen, "text": held}, normed=False)
         return held._replace(tokens=states["text"], pooled=self.pooler(states["image"][:, 0]))
 
-    def compare(self, question: ModalityInputs, seen: Any) -> Tensor:
+    def compare(self, question: ModalityInputs, seen: Sequence[Tokens]) -> Tensor:
         """(B, 4 D): the first states of picture and text, of the sentence beside the one picture and beside the other."""
         held = self._worded(question)
         states = [self._states({"image": picture, "text": held}) for picture in seen]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
@@ -112,6 +112,7 @@ class Vlmo(JointModel):
         self.positions = RelativePositions(vision.grid, size.relative, size.layers, shape.heads) if size.relative else None
         self.pooler, self.matches = drawn(nn.Linear(shape.dim, shape.dim), shape.init), drawn(nn.Linear(shape.dim, 2), shape.init)
         self.head = WordHead(rows, shape.dim, shape.init)
+        self.compared_dim = 2 * shape.dim
         own = [number for number in range(size.layers) if joint("text", number, True) != joint("text", number)]
         if two_scale and not own:
             raise ZooError("vlmo: with this fusion pairs have no experts of their own to take a vector through: write two_scale: false")
@@ -150,6 +151,11 @@ class Vlmo(JointModel):
         held = self._worded(question)
         x = self._states({"text": held, "image": seen})["text"]
         return held._replace(tokens=x, pooled=self._pooled(x))
+
+    def compare(self, question: ModalityInputs, seen: Sequence[Tokens]) -> Tensor:
+        """(B, 2 D): what the head of pairs reads of the sentence beside the first picture, and beside the second."""
+        held = self._worded(question)
+        return torch.cat([self._pooled(self._states({"text": held, "image": picture})["text"]) for picture in seen], 1)
 
     @property
     def _ways(self) -> tuple[str, ...]:
