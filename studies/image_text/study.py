@@ -169,7 +169,7 @@ def three(seed: int, data: Path, steps: int) -> dict[str, Any]:
 
 def stages(given: argparse.Namespace) -> None:
     """The three stages under each seed, and their table."""
-    steps = given.steps or 120
+    steps = given.steps or 80
     with ProcessPoolExecutor(given.jobs, mp_context=get_context("spawn")) as pool:
         found = list(pool.map(partial(three, data=given.data, steps=steps), range(given.seeds)))
     write_json(HERE / "stages.json", {"steps": steps, "seeds": found, "machine": machine()})
@@ -187,7 +187,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=PLANS, default=list(PLANS))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--jobs", type=int, default=1)
-    parser.add_argument("--steps", type=int, help="of each training, in the place of 200")
+    parser.add_argument("--steps", type=int, help="of each training, or of each stage; otherwise as the study says")
     given = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     for name in given.only:
