@@ -17,9 +17,10 @@ from zoo.batches import CaptionedRows
 from zoo.collate import stack
 from zoo.convert import convert
 from zoo.hub import load, save
+from zoo.models import beit_3, vlmo
 from zoo.models._codebook import Codebook
 from zoo.models.visual_tokenizer import SIZES
-from zoo.recipe import load_recipe
+from zoo.recipe import load_recipe, recipes
 from zoo.registry import build, register
 from zoo.train import train
 from zoo.types import Batch, CaptionedData, ModalityInputs
@@ -484,3 +485,26 @@ class TestRuns:
         assert report.faults == []
         vision = next(part for part in report.parts if part.name == "vision")
         assert (vision.trained, vision.parameters > 1000) == (0, True)
+
+
+SIZED = {"vlmo": vlmo.SIZES, "beit_3": beit_3.SIZES, "visual_tokenizer": SIZES}
+HIDING = [name for name in recipes() if (load_recipe(name).objective or {}).get("tokenizer")]
+
+
+def grid(model):
+    """Patches at one side, by the settings of a recipe's model."""
+    of = SIZED[model["name"]][model["size"]]
+    return model.get("image_size", of.image_size) // model.get("patch", of.patch)
+
+
+def test_some_recipes_hide_patches():
+    assert {"beit_3/pretrain", "beit_3/pretrain_giant", "vlmo/stage_image"} <= set(HIDING)
+
+
+@pytest.mark.parametrize("name", HIDING)
+def test_a_recipe_names_a_tokenizer_of_its_own_patches_and_codes(name):
+    """What `mdm` would refuse once the tokenizer has been trained for days."""
+    recipe = load_recipe(name)
+    tokenizer = load_recipe(recipe.objective["tokenizer"].removeprefix("runs/")).model
+    assert grid(recipe.model) == grid(tokenizer)
+    assert recipe.model["codes"] == tokenizer.get("codes", SIZES[tokenizer["size"]].codes)
