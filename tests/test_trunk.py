@@ -1,5 +1,6 @@
 """The trunk against BERT, BLIP, CoCa, ViT, BEiT and torch: outputs and gradients, on weights that make every sub-layer count."""
 
+import weakref
 from collections.abc import Callable, Mapping
 from itertools import pairwise
 from typing import Any
@@ -14,8 +15,9 @@ from transformers import BertConfig, BertModel
 from transformers.models.blip.configuration_blip import BlipTextConfig
 from transformers.models.blip.modeling_blip_text import BlipTextModel
 
-from zoo.attention import Sight
+from zoo.attention import Sight, sight
 from zoo.errors import ZooError
+from zoo.kernels.expert_linear import expert_linear
 from zoo.trunk import Block, Cache, Shape, Trunk
 
 B, N, M, D, HEADS, HIDDEN, WIDE = 3, 7, 5, 16, 2, 24, 20  # rows, places, places of the memory, widths; WIDE is the memory's
@@ -598,6 +600,60 @@ def test_recomputed_activations_give_the_same_gradients():
         hook.remove()
         assert len(calls) == 1 + recomputes
     torch.testing.assert_close(*found, rtol=0, atol=0)
+
+
+def test_who_sees_whom_is_made_block_by_block(monkeypatch):
+    """Where each block has a bias, masks are of rows times heads: one of them is there at a time, and none waits for the backward pass."""
+    trunk, table = heat(Trunk(Shape(D, HEADS), 4)), torch.randn(4, HEADS, N, N, requires_grad=True)
+    made: list[weakref.ref[Tensor]] = []
+    alive: list[int] = []
+
+    def watched(*given: Any, **how: Any) -> Sight:
+        seen = sight(*given, **how)
+        made.extend([] if seen.added is None else [weakref.ref(seen.added)])
+        return seen
+
+    def living() -> int:
+        return sum(each() is not None for each in made)
+
+    monkeypatch.setattr("zoo.trunk.sight", watched)
+    for block in trunk.blocks:
+        block.register_forward_hook(lambda *_: alive.append(living()))
+    with torch.no_grad():
+        trunk(tokens(), padded(), bias=[*table])
+    assert alive == [1] * 4
+    trunk.train()
+    found = []
+    for recomputes in (False, True):
+        if recomputes:
+            trunk.checkpoint_gradients()
+        out = trunk(tokens(), padded(), bias=[*table])
+        assert not recomputes or living() == 0
+        out.square().sum().backward()
+        found.append([p.grad.clone() for p in [table, *trunk.parameters()]])
+        for parameter in [table, *trunk.parameters()]:
+            parameter.grad = None
+    torch.testing.assert_close(*found, rtol=0, atol=0)
+    made.clear()
+    trunk(tokens(), padded(), bias=table[0])
+    assert len(made) == 1  # of all blocks
+
+
+def test_a_block_of_experts_multiplies_at_once(monkeypatch):
+    """A pair's maps go through the kernel: of each block queries, what attention read, and both layers of the feed-forward."""
+    trunk, calls = heat(Trunk(MULTIWAY, 2, banks=EVERYTHING)), []
+
+    def watched(x: Tensor, weights: Tensor, bias: Tensor | None, *, sizes: list[int]) -> Tensor:
+        calls.append((tuple(weights.shape), list(sizes)))
+        return expert_linear(x, weights, bias, sizes=sizes)
+
+    monkeypatch.setattr("zoo.block.expert_linear", watched)
+    trunk(tokens(), route=STRETCHES)
+    shapes = [(2, 3 * D, D), (2, D, D), (2, HIDDEN, D), (2, D, HIDDEN)]
+    assert calls == [(shape, [4, 3]) for shape in shapes] * 2
+    calls.clear()
+    trunk(tokens(), route="text")
+    assert not calls
 
 
 @pytest.mark.parametrize("kind", ["dropout", "attention_dropout"])

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from zoo.attention import Attend, sight
+from zoo.attention import Attend, Sight, sight
 from zoo.block import Block, Expert, KeysValues, Past, Runs, Shape, expert_of, routed
 from zoo.errors import ZooError
 
@@ -147,14 +148,14 @@ class Trunk(nn.Module):
         assert memory is None or reads, f"none of the blocks {', '.join(map(str, numbers))} reads a memory"
         length, past = x.shape[1], kept.length
         real = mask if mask is not None and mask.ndim == 3 else _joined(kept.mask, mask, x.shape[0], past, length, x.device)
-        biases = bias if isinstance(bias, Sequence) else [bias]
-        sights = [sight(attend, length, past, real, each, x.device) for each in biases]
+        see = partial(sight, attend, length, past, real, device=x.device)
+        same = None if isinstance(bias, Sequence) else see(bias=bias)
         of_memory = kept.memory_mask if any(of.memory is not None for of in kept.blocks) else memory_mask
         memory_seen = sight("all", length, 0, of_memory, None, x.device)
         keeps = []
         for place, number in enumerate(numbers):
             runs, before = self._runs(route, number, length, fused), kept.blocks[place] if kept.blocks else None
-            seen = sights[number] if len(sights) > 1 else sights[0]
+            seen = partial(see, bias=bias[number]) if isinstance(bias, Sequence) else same
             x, after = self._run(self.blocks[number], x, runs, seen, memory, memory_seen, before)
             if cache is not None:
                 keeps.append(after)
@@ -171,8 +172,8 @@ class Trunk(nn.Module):
 
     def _run(self, block: nn.Module, *given: Any) -> tuple[Tensor, Past]:
         if self._checkpointed and self.training and torch.is_grad_enabled():
-            return checkpoint(block, *given, use_reentrant=False)
-        return block(*given)
+            return checkpoint(_through, block, *given, use_reentrant=False)
+        return _through(block, *given)
 
     def _runs(self, route: Route, number: int, length: int, fused: bool) -> Runs:
         """The experts of block ``number`` for stretches of ``length`` tokens; neighbours of one expert are one stretch."""
@@ -196,6 +197,12 @@ class Trunk(nn.Module):
             if wrong := [at for expert, _ in runs if (at := expert_of(expert, name)) not in experts]:
                 where = f"block {number}" if number < self.layers else "the end"
                 raise ZooError(f"{name} of {where} has no expert {wrong[0]!r}: route tokens to {', '.join(experts)}")
+
+
+def _through(block: nn.Module, x: Tensor, runs: Runs, seen: Sight | Callable[[], Sight], *rest: Any) -> tuple[Tensor, Past]:
+    """One block; what a bias of its own makes of who sees whom, (B, heads, N, K), is made here, and is gone with the block."""
+    found: tuple[Tensor, Past] = block(x, runs, seen if isinstance(seen, Sight) else seen(), *rest)
+    return found
 
 
 def _joined(before: Tensor | None, mask: Tensor | None, rows: int, past: int, length: int, device: torch.device) -> Tensor | None:
