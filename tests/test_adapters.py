@@ -27,6 +27,7 @@ from zoo.recipe import dump, load_recipe
 from zoo.registry import build, make
 from zoo.run import train_and_measure
 from zoo.train import make_step, train
+from zoo.trunk import Shape, Trunk
 from zoo.types import ModalityInputs
 from zoo.update import Updater
 
@@ -230,6 +231,28 @@ def test_targets():
     model = adapted(built, targets=("qkv", "blocks.1.mlp.fc1"))
     found = [n.removeprefix("it.encoder.model.blocks.") for n, m in model.named_modules() if isinstance(m, LoraLayer)]
     assert sorted(found) == sorted(["1.mlp.fc1", *(f"{i}.attn.qkv" for i in range(len(built.encoder.model.blocks)))])
+
+
+@pytest.mark.parametrize("kind", ["lora", "dora"])
+def test_queries_without_a_bias_of_keys(kind):
+    """As in VLMo: a linear layer like others, whose biases stay as they are."""
+    trunk, x = Trunk(Shape(8, 2, bias="qv"), 1).double(), torch.randn(2, 3, 8).double()
+    names = {*trunk.state_dict()}
+    assert {"blocks.0.qkv.weight", "blocks.0.qkv.q_bias", "blocks.0.qkv.v_bias"} < names
+    with torch.no_grad():
+        for parameter in trunk.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+        before = trunk(x)
+    model = adapted(trunk, rank=2, kind=kind)
+    found = {n.removeprefix("it.blocks.0.") for n, m in model.named_modules() if isinstance(m, LoraLayer)}
+    assert found == {"qkv", "out", "ffn.fc1", "ffn.fc2"}
+    close = {"rtol": 0, "atol": 1e-5}  # adapters are of float32
+    torch.testing.assert_close(model(x), before, **close)
+    unmerged = stir(model)(x)
+    assert not torch.allclose(unmerged, before, atol=1e-2)
+    merge(model)
+    torch.testing.assert_close(model(x), unmerged, **close)
+    assert {*trunk.state_dict()} == names
 
 
 def test_what_freeze_names_inside_gets_none():

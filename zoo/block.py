@@ -235,16 +235,20 @@ class FeedForward(nn.Module):
         return F.gelu(x) if self.activation == "gelu" else x * torch.sigmoid(1.702 * x)
 
 
-class _NoKeyBias(nn.Module):
-    """Queries, keys and values of which keys have no bias: it would add the same to all scores of a place."""
+class _NoKeyBias(nn.Linear):
+    """Queries, keys and values of which keys have no bias: it would add the same to all scores of a place. A linear layer to adapters."""
 
     def __init__(self, dim: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(3 * dim, dim))
+        super().__init__(dim, 3 * dim, bias=False)
         self.q_bias, self.v_bias = nn.Parameter(torch.zeros(dim)), nn.Parameter(torch.zeros(dim))
 
-    def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight, torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias]))
+    @property
+    def bias(self) -> Tensor:  # type: ignore[override]
+        """(3 D,)."""
+        return torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
+
+    def reset_parameters(self) -> None:
+        """Draws nothing: a trunk draws its weights itself."""
 
 
 def _dropout(shape: Shape) -> nn.Module:
