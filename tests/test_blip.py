@@ -483,6 +483,8 @@ def test_raw_questions_are_answered(settings):
         answer(ours, [asked[0], {"text": "which"}], words)
     with pytest.raises(ZooError, match="a Clip writes no answers to questions: take a BLIP"):
         answer(build("clip"), asked, words)
+    with pytest.raises(ZooError, match="a Beit3 writes no answers to questions: take a BLIP"):  # it writes, and from pictures alone
+        answer(build("beit_3"), asked, words)
 
 
 def test_weights_of_questions_and_answers_come_back_as_they_were():

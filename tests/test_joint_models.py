@@ -155,6 +155,14 @@ class TestRows:
         closest(both[:, :64], model.ask(text, model.see(image)).pooled, 1e-12)
 
 
+class TestDropout:
+    def test_words_of_vlmo_drop_out_as_often_as_paths(self):
+        """As the authors have it; pictures do not."""
+        for given, rate in (({}, 0.0), ({"drop_path": 0.3}, 0.3)):
+            model = build("vlmo", layers=2, **given)
+            assert (model.embed.dropout.p, model.vision.dropout.p) == (rate, 0)
+
+
 class TestFilling:
     @pytest.mark.parametrize("name", NAMES)
     def test_hidden_patches_are_not_seen(self, name):
@@ -273,9 +281,14 @@ class TestTraining:
 
 def size_of(name, *without, **settings):
     """Parameters, without those of some children."""
+    return sum(count for child, count in counts_of(name, **settings).items() if child not in without)
+
+
+def counts_of(name, **settings):
+    """{child: its parameters}."""
     with torch.device("meta"):
         model = build(name, vocabulary="small", **settings)
-    return sum(p.numel() for n, p in model.named_parameters() if n.partition(".")[0] not in without)
+    return {child: sum(p.numel() for p in module.parameters()) for child, module in model.named_children() if [*module.parameters()]}
 
 
 class TestSizes:
@@ -285,7 +298,23 @@ class TestSizes:
         own = {"size": "base", "vocab_size": 30522}
         assert size_of("vlmo", **own) == pytest.approx(202.4e6, rel=2e-3)
         assert size_of("vlmo", "head", **own) == pytest.approx(178.4e6, rel=2e-3)
-        assert size_of("vlmo", "head", size="large", vocab_size=30522) == pytest.approx(562e6, rel=0.1)  # the paper's figure is rounded up
+
+    @pytest.mark.parametrize("size, D, layers, pairs, heads", [("base", 768, 12, 2, 12), ("large", 1024, 24, 3, 16)])
+    def test_each_part_of_vlmo(self, size, D, layers, pairs, heads):
+        """To the last number; the paper's 562 million of ``large`` is rounded up."""
+        words, offsets, expert = 30522, 27 * 27, 2 * D + 8 * D * D + 5 * D
+        parts = {
+            "vision": 3 * 16 * 16 * D + D + 2 * D,  # the class and the mask token
+            "embed": (words + 2) * D + 2 * D,
+            "kinds": 3 * D,
+            "positions": (offsets + 3 + 2 + 2 * 196) * layers * heads,
+            "trunk": layers * (2 * D + 3 * D * D + 2 * D + D * D + D + 2 * D + 2 * expert) + pairs * expert + 2 * D,
+            "pooler": D * D + D,
+            "matches": 2 * D + 2,
+            "head": D * D + D + 2 * D + words * D + words,
+            **dict.fromkeys(("image_projection", "text_projection", "pair_image_projection", "pair_text_projection"), D * D),
+        }
+        assert counts_of("vlmo", size=size, vocab_size=words) == parts
 
     def test_beit_3(self):
         own = {"size": "base", "vocab_size": 64010}
@@ -296,6 +325,25 @@ class TestSizes:
         asked = size_of("beit_3", "head", *heads[2:], image_size=480, **own) + answers
         assert asked == pytest.approx(228.1e6, rel=2e-3)
         assert size_of("beit_3", *heads, size="giant", vocab_size=64010) == pytest.approx(1.9e9, rel=0.05)
+
+    @pytest.mark.parametrize(
+        "size, D, H, layers, patch, experts",
+        [("base", 768, 3072, 12, 16, None), ("large", 1024, 4096, 24, 16, None), ("giant", 1408, 6144, 40, 14, 83)],
+    )
+    def test_each_part_of_beit_3(self, size, D, H, layers, patch, experts):
+        """To the last number: all sub-layers twice; of the giant feed-forwards alone, and those of pairs in three blocks."""
+        words, attention, feed = 64010, 2 * D + 3 * D * D + 3 * D + 2 * D + D * D + D, 2 * D + D * H + H + 2 * H + H * D + D
+        twice = layers * 2 * (attention + feed) + 2 * 2 * D
+        parts = {
+            "vision": 3 * patch**2 * D + D + 2 * D + (1 + (224 // patch) ** 2) * D,
+            "embed": (words + 1022) * D,
+            "trunk": twice if experts is None else layers * attention + experts * feed + 2 * D,
+            "head": words * D + words,
+            "pooler": 2 * D + D * D + D,
+            "image_projection": D * D,
+            "text_projection": D * D,
+        }
+        assert counts_of("beit_3", size=size, vocab_size=words) == parts
 
     def test_names_of_sizes_that_do_not_fit(self):
         with pytest.raises(ZooError, match="image_size 30 is no multiple of the patch, 8: write 24"):

@@ -254,14 +254,20 @@ def test_a_run_that_is_killed_goes_on_as_if_it_had_not_been(recipe, monkeypatch,
     assert not any("twin" in name or "queue" in name for name in saved)
 
 
-@pytest.mark.parametrize("lacks", ["image", "text"])
-@pytest.mark.parametrize("model", ["albef", "blip", "coca"])
-def test_a_batch_that_lacks_all_of_one_side_is_a_zero_loss(recipe, model, lacks):
-    of = {"albef": ALBEF, "blip": [ALBEF[0], "itm", "lm"], "coca": ["itc", {"name": "lm", "smoothing": 0}]}[model]
-    settings = {"size": "tiny", "vision": TINY, "dim": 16} | ({} if model == "coca" else {"layers": 2})
-    model, objective = build(model, **settings), together(of)
+@pytest.mark.parametrize("lacks", [("image",), ("text",), ("image", "text")], ids=" and ".join)
+@pytest.mark.parametrize("model", ["albef", "blip", "coca", "vlmo", "beit_3"])
+def test_a_batch_that_lacks_all_of_one_side_is_a_zero_loss(model, lacks):
+    of = {
+        "albef": ALBEF,
+        "blip": [ALBEF[0], "itm", "lm"],
+        "coca": ["itc", {"name": "lm", "smoothing": 0}],
+        "vlmo": [ALBEF[0], {"name": "itc", "on": ["pair_image", "pair_text"]}, "itm", ALBEF[2]],
+        "beit_3": ["itc", "lm"],
+    }[model]
+    settings = {} if model in ("vlmo", "beit_3") else {"vision": TINY, "dim": 16}
+    model, objective = build(model, size="tiny", **settings, **({} if model == "coca" else {"layers": 2})), together(of)
     objective.bind(model)
-    rows = [{name: x for name, x in row.items() if name != lacks} for row in CaptionedRows(colours(8), "train")]
+    rows = [{name: x for name, x in row.items() if name not in lacks} for row in CaptionedRows(colours(8), "train")]
     loss = objective(model, Batch(stack([model.processor(row) for row in rows[:ROWS]]), ids=torch.arange(ROWS)))
     loss.total.backward()
     objective.after_step(model, loss.state)

@@ -178,7 +178,7 @@ def test_a_bias_of_keys_would_change_nothing(state):
 @pytest.fixture
 def plus(monkeypatch):
     """Absolute positions, no factors, and no table, as of base_plus."""
-    monkeypatch.setitem(vlmo.SIZES, "tiny", vlmo.SIZES["tiny"]._replace(relative=None))
+    monkeypatch.setitem(vlmo.SIZES, "tiny", vlmo.SIZES["tiny"]._replace(relative=None, layer_scale=None))
     return SIZES._replace(plus=True)
 
 

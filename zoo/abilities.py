@@ -59,10 +59,16 @@ class Asking(Protocol):
     """A model that reads a question beside a picture; what it makes of them is what an answer is told from, or written from."""
 
     def ask(self, question: ModalityInputs, seen: Tokens) -> Tokens:
-        """The states of a question (B, N, D) that were read beside what `look` gave, ``pooled`` at the first.
+        """The states of a question (B, N, D) that were read beside what `see` gave; ``pooled`` (B, D) is what answers are told from."""
 
-        A model that also writes captions goes on from them in `next_words` and `caption` as it does from a picture.
-        """
+
+@runtime_checkable
+class Answering(Asking, Protocol):
+    """A model that writes answers to questions about pictures."""
+
+    @property
+    def answering(self) -> Captioning:
+        """What writes them: its `next_words` and `caption` go on from what `ask` gives as from a picture."""
 
 
 @runtime_checkable

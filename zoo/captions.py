@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from zoo.abilities import Asking, Captioning, Matching, check_learned
+from zoo.abilities import Answering, Captioning, Matching, check_learned
 from zoo.answers import rank_answers
 from zoo.collate import processed, stack
 from zoo.errors import ZooError
@@ -126,7 +126,7 @@ def answer(
         ZooError: If the model answers no questions, was converted without what it needs for them, a row has no picture or no question, or
             an answer has no words.
     """
-    if not isinstance(model, Asking) or not isinstance(model, Captioning):
+    if not isinstance(model, Answering):
         raise ZooError(f"a {type(model).__name__} writes no answers to questions: take a BLIP")
     writes: Any = model
     own = writes.answering

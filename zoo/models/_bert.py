@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from zoo.abilities import Filling
 from zoo.errors import ZooError
 from zoo.trunk import Shape, Trunk
 from zoo.types import Batch, ModalityInputs, ModelOutput, Remote, Tokens
@@ -148,9 +149,9 @@ def rows_of_table(model: str, words: Vocabulary, vocab_size: int | None, *, role
 
 def aligned(model: Any, batch: Batch) -> ModelOutput:
     """Picture and text to the embeddings ``image`` and ``text``, (B, dim) each, zeros where they are absent."""
-    one = next(iter(batch.inputs.values()))
-    of = model.image_projection.weight.dtype
-    seen = model.look(batch.inputs["image"]) if "image" in batch.inputs else nothing(one, model.vision.dim, of)  # (B, N, D)
+    weight = model.image_projection.weight
+    one, of = any_of(batch, weight.device), weight.dtype
+    seen = model.look(batch.inputs["image"]) if "image" in batch.inputs else unseen(model, one, of)  # (B, N, D)
     words = model.read(batch.inputs["text"]) if "text" in batch.inputs else nothing(one, model.trunk.shape.dim, of)
     vectors = {"image": model.image_projection(seen.pooled), "text": model.text_projection(words.pooled)}  # (B, dim)
     tokens = {"image": seen, "text": words}
@@ -169,9 +170,25 @@ def there(text: ModalityInputs) -> Tensor:
     return torch.ones(len(text.values), dtype=torch.bool, device=text.values.device) if text.present is None else text.present
 
 
-def nothing(of: ModalityInputs, dim: int, dtype: torch.dtype = torch.float32) -> Tokens:
-    """Of each row of a batch, of which ``of`` is one modality, one token that is not there."""
-    x = torch.zeros(len(of.values), 1, dim, dtype=dtype, device=of.values.device)
+def any_of(batch: Batch, device: torch.device) -> ModalityInputs:
+    """One of the modalities of a batch; where no row shows anything, of each row that ``batch.ids`` counts a text that is not there."""
+    if batch.inputs:
+        return next(iter(batch.inputs.values()))
+    ids = torch.zeros(0 if batch.ids is None else len(batch.ids), 1, dtype=torch.int64, device=device)
+    return ModalityInputs(ids, torch.zeros_like(ids, dtype=torch.bool), torch.zeros(len(ids), dtype=torch.bool, device=device))
+
+
+def unseen(model: Any, of: ModalityInputs, dtype: torch.dtype = torch.float32) -> Tokens:
+    """What stands for the pictures (B, N, D) of rows that have none, of which ``of`` is one modality.
+
+    Where text and picture stand in one sequence there are as many places as of a picture: positions hang on its length.
+    """
+    return nothing(of, model.vision.dim, dtype, 1 + model.grid[0] * model.grid[1] if isinstance(model, Filling) else 1)
+
+
+def nothing(of: ModalityInputs, dim: int, dtype: torch.dtype = torch.float32, length: int = 1) -> Tokens:
+    """Of each row of a batch, of which ``of`` is one modality, ``length`` tokens that are not there."""
+    x = torch.zeros(len(of.values), length, dim, dtype=dtype, device=of.values.device)
     mask = torch.zeros(x.shape[:2], dtype=torch.bool, device=x.device)
     return Tokens(x, mask, x[:, 0], mask[:, 0])
 

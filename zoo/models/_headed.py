@@ -10,11 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from zoo.abilities import Filling
 from zoo.config import split_spec
 from zoo.freeze import freeze
 from zoo.hub import Hosted
-from zoo.models._bert import nothing
+from zoo.models._bert import unseen
 from zoo.models._encode import classify
 from zoo.types import ModalityInputs, ModelOutput, Rows, Tokens
 
@@ -128,11 +127,7 @@ class Headed(Hosted, nn.Module):
         if image is not None:
             found: Tokens = inside.see(image, place)
             return found
-        empty = nothing(one, inside.vision.dim)  # (B, 1, D)
-        if not isinstance(inside, Filling):
-            return empty
-        patches = 1 + inside.grid[0] * inside.grid[1]  # where text and picture stand in one sequence, its places hang on its length
-        return empty._replace(tokens=empty.tokens.expand(-1, patches, -1), mask=empty.mask.expand(-1, patches))
+        return unseen(inside, one)
 
     def question(self, text: ModalityInputs | None, one: ModalityInputs) -> tuple[ModalityInputs, Tensor]:
         """Texts, of which a missing one is the id alone that opens a text; and who has one (B,) bool."""

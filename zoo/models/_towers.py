@@ -14,7 +14,7 @@ from zoo.encoders._image import HALF, ImageProcessor
 from zoo.encoders._open_clip import OpenClipEncoder
 from zoo.encoders.timm import TimmEncoder
 from zoo.errors import ZooError
-from zoo.models._bert import nothing
+from zoo.models._bert import any_of, nothing
 from zoo.types import Batch, ModalityInputs, Tokens
 from zoo.vocabulary import Vocabulary
 
@@ -162,6 +162,6 @@ def table_of(model: str, words: Vocabulary, vocab_size: int | None) -> int:
 
 def looked_and_read(model: Any, batch: Batch) -> tuple[Tokens, Tokens]:
     """What a model makes of the pictures and of the texts of a batch; of a side that no row has, nothing."""
-    one = next(iter(batch.inputs.values()))
+    one = any_of(batch, next(model.parameters()).device)
     looked = model.look(batch.inputs["image"]) if "image" in batch.inputs else nothing(one, model.vision.dim)
     return looked, model.read(batch.inputs["text"]) if "text" in batch.inputs else nothing(one, model.text.dim)

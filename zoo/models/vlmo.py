@@ -13,7 +13,7 @@ from zoo.config import Fraction, FusionSpec, Positive
 from zoo.errors import ZooError
 from zoo.joints import Trunk as Plugin
 from zoo.joints import compose
-from zoo.models._bert import Embedding, drawn, nothing, remote_words, rows_of_table
+from zoo.models._bert import Embedding, any_of, drawn, nothing, remote_words, rows_of_table, unseen
 from zoo.models._joint import GIVES, JointModel, Patches, plain
 from zoo.models._pictures import CaptionProcessor, PictureTextProcessor
 from zoo.registry import register
@@ -45,7 +45,7 @@ class Size(NamedTuple):
 
 
 SIZES = {
-    "tiny": Size(64, 4, 4, 3, 32, 8, 24, 64**-0.5, 24, 1.0, 0.0, "small"),  # at 0.1 what is trained from nothing in minutes hardly moves,
+    "tiny": Size(64, 4, 4, 3, 32, 8, 24, 64**-0.5, 24, 1.0, 0.0, "small"),  # at 0.1 what is trained from nothing in minutes hardly moves
     "base": Size(768, 12, 12, 10, 224, 16, 40, 0.02, 196, 0.1, 0.1, BERT),
     "large": Size(1024, 24, 16, 21, 224, 16, 40, 0.02, 196, 0.1, 0.1, BERT),
     "base_plus": Size(544, 24, 16, 21, 224, 16, 40, 0.02, None, None, 0.1, BERT),
@@ -128,11 +128,11 @@ class Vlmo(JointModel):
 
         With ``two_scale`` also ``pair_image`` and ``pair_text``: what the upper blocks make of each alone with the experts of pairs.
         """
-        one = next(iter(batch.inputs.values()))
-        none = nothing(one, self.dim, self.pooler.weight.dtype)
+        weight = self.pooler.weight
+        one = any_of(batch, weight.device)
         tokens = {
-            "image": self.see(batch.inputs["image"]) if "image" in batch.inputs else none,
-            "text": self._worded(batch.inputs["text"]) if "text" in batch.inputs else none,
+            "image": self.see(batch.inputs["image"]) if "image" in batch.inputs else unseen(self, one, weight.dtype),
+            "text": self._worded(batch.inputs["text"]) if "text" in batch.inputs else nothing(one, self.dim, weight.dtype),
         }
         vectors, present = {}, {}
         for kind, x in tokens.items():
@@ -221,7 +221,8 @@ def vlmo(
         layers: Blocks; a pair's own experts begin as far below the last as in the size.
         hidden: Width inside a feed-forward; None: four times the width.
         length: Ids of the longest text, those at its ends included.
-        drop_path: How often, in the last block, a row goes without what a sub-layer adds; rarer in those before.
+        drop_path: How often, in the last block, a row goes without what a sub-layer adds; rarer in those before. As the authors have it,
+            also the dropout of embedded words.
         codes: Visual tokens that hidden patches are told from, as BEiT learns them in the first stage; 0: none.
         two_scale: Whether vectors are also taken through the experts of pairs, and contrasted by an ``itc`` of their own; None: where the
             fusion gives pairs their own.
@@ -246,18 +247,11 @@ def vlmo(
     pad = words.role("pad", "vlmo")
     words.role("mask", "vlmo")
     joint = joints.make("trunk", of.layers, of.first)
-    shape = Shape(
-        of.width,
-        of.heads,
-        hidden,
-        bias="qv",
-        layer_scale=of.layer_scale,
-        init=of.init,
-        drop_path=of.drop_path if drop_path is None else drop_path,
-    )
+    paths = of.drop_path if drop_path is None else drop_path
+    shape = Shape(of.width, of.heads, hidden, bias="qv", layer_scale=of.layer_scale, init=of.init, drop_path=paths)
     absolute = of.relative is None
     looks = Patches(of.image_size, of.patch, of.width, places=absolute, dropout=0.0, init=of.init)
-    embed = Embedding(rows, longest if absolute else None, of.width, pad=pad, typed=True, dropout=0.0, init=of.init)
+    embed = Embedding(rows, longest if absolute else None, of.width, pad=pad, typed=True, dropout=paths, init=of.init)
     processor = PictureTextProcessor(looks.processor, CaptionProcessor(words, longest))
     schedule = joints.make("schedule", ["image", "text"], of.width, 0)
     return Vlmo(looks, embed, of, shape, rows, joint, words, schedule, processor, codes, two_scale)
