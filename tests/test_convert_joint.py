@@ -13,6 +13,7 @@ import zoo
 from tests.bert_models import vocabulary
 from tests.golden_files import golden
 from tests.hot_weights import far
+from tests.test_visual_tokenizer import published
 from tests.vlmo_plain import Plain, Sizes, hot, shapes
 from tools.named_weights import numbers
 from zoo.convert import CONVERTED, convert
@@ -108,13 +109,23 @@ def test_pictures_of_another_size(tmp_path, state):
         convert(saved(tmp_path, state), tmp_path / "smaller", image_size=24)
 
 
+def test_texts_of_another_length(tmp_path, state):
+    """Rows of texts are none of pictures, however many there are: 36 more or less are those of a square."""
+    file = saved(tmp_path, state)
+    for length in (30, 36, 40):
+        with pytest.raises(ZooError, match=f"of texts of 24 cannot be made those of texts of {length}: write length: 24"):
+            convert(file, tmp_path / "ours", f"length={length}")
+    convert(file, tmp_path / "ours", "length=20", image_size=40)  # its table is as long as before
+    assert torch.equal(zoo.load(tmp_path / "ours").positions.table, resized(state["relative_position_bias_table"], (4, 4), (5, 5)))
+
+
 def test_absolute_positions_of_vlmo(tmp_path, monkeypatch):
-    monkeypatch.setitem(vlmo.SIZES, "tiny", vlmo.SIZES["tiny"]._replace(relative=None))
+    monkeypatch.setitem(vlmo.SIZES, "tiny", vlmo.SIZES["tiny"]._replace(relative=None, layer_scale=None))
     plus = SIZES._replace(plus=True)
     state = hot(plus)
     done = convert(saved(tmp_path, state), tmp_path / "ours", image_size=48)
     places = zoo.load(tmp_path / "ours").vision.places.weight
-    wanted = resample_abs_pos_embed(state["transformer.pos_embed"], [6, 6])[0]
+    wanted = resample_abs_pos_embed(state["transformer.pos_embed"], [6, 6], antialias=False)[0]  # as its authors do it
     torch.testing.assert_close(places, wanted, rtol=0, atol=1e-5)
     assert done.resized == "(17, 64) to (37, 64)"
 
@@ -140,6 +151,32 @@ def test_answers_of_vlmo(tmp_path, state, pictures):
         weights = {name.removeprefix(f"{stem}."): x.double() for name, x in drawn.items()}
         inner = gelu(layer_norm(read @ weights["0.weight"].T + weights["0.bias"], (128,), weights["1.weight"], weights["1.bias"]))
         assert far(found.double(), inner @ weights["3.weight"].T + weights["3.bias"]) < 2e-5
+
+
+def test_heads_that_answers_do_not_read_are_told(tmp_path, state):
+    head = {"vqa_classifier.0.weight": (128, 64), "vqa_classifier.0.bias": (128,), "vqa_classifier.1.weight": (128,)}
+    head |= {"vqa_classifier.1.bias": (128,), "vqa_classifier.3.weight": (7, 128), "vqa_classifier.3.bias": (7,)}
+    done = convert(saved(tmp_path, {**state, **{name: torch.zeros(shape) for name, shape in head.items()}}), tmp_path / "vlmo")
+    given = {name for name in state if name.startswith(("itc_", "itm_", "mlm_"))}
+    assert len(given) == 4 + 2 + 6
+    assert {name for name, why in done.dropped.items() if "answers do not read" in why} == given
+    case = golden("beit3_torchscale", "answering").state
+    tokenizer(tmp_path)
+    done = convert(
+        saved(tmp_path, {**case, "mlm_head.weight": torch.zeros(120, 64), "mlm_head.bias": torch.zeros(120)}), tmp_path / "beit3"
+    )
+    assert done.dropped.keys() >= {"mlm_head.weight", "mlm_head.bias"}
+
+
+def test_a_visual_tokenizer_of_pictures_of_another_size(tmp_path):
+    state = published()
+    done = convert(saved(tmp_path, state), tmp_path / "ours", image_size=48)
+    model = zoo.load(tmp_path / "ours")
+    assert tuple(model.grid) == (6, 6)
+    for tower in ("encoder", "decoder"):
+        wanted = resample_abs_pos_embed(state[f"{tower}.pos_embed"], [6, 6])
+        torch.testing.assert_close(model.get_parameter(f"{tower}.pos_embed"), wanted, rtol=0, atol=1e-5)
+    assert done.resized == f"{tuple(state['decoder.pos_embed'].shape)} to {tuple(wanted.shape)}"
 
 
 def test_a_beit_is_a_first_stage(tmp_path):
@@ -182,7 +219,7 @@ def test_pictures_of_another_size_of_beit_3(tmp_path, beit3):
     done = convert(saved(tmp_path, beit3), tmp_path / "ours", image_size=48)
     before = beit3["beit3.encoder.embed_positions.A.weight"]
     places = zoo.load(tmp_path / "ours").vision.places.weight
-    torch.testing.assert_close(places, resample_abs_pos_embed(before[None, 2:], [6, 6])[0], rtol=0, atol=1e-5)
+    torch.testing.assert_close(places, resample_abs_pos_embed(before[None, 2:], [6, 6], antialias=False)[0], rtol=0, atol=1e-5)
     assert torch.equal(places[0], before[2])
     assert done.resized == "(17, 64) to (37, 64)"
 
@@ -200,6 +237,7 @@ def test_answers_of_beit_3(tmp_path, name, model):
     done = convert(saved(tmp_path, case.state), tmp_path / "ours")
     assert done.model == model
     assert done.settings["base"]["vocabulary"] == str(tmp_path)
+    assert {entry.split(".")[0] for entry in done.drawn} == {"trunk" if model == "vqa" else "pooler"}
     assert all(entry.startswith(("trunk.norm.", "pooler.")) for entry in done.drawn)
     inputs = {"image": case.inputs["image"]} | ({"image_2": torch.from_numpy(numbers("second image", (3, 3, 32, 32))).float()})
     given = {key: ModalityInputs(x) for key, x in inputs.items() if key == "image" or model == "nlvr2"}
@@ -225,6 +263,8 @@ def wrong(state, beit3, what):
         return {name: x for name, x in beit3.items() if name != "beit3.encoder.layers.1.self_attn.k_proj.B.bias"}
     if what == "a layer of beit_3":
         return {name: x for name, x in beit3.items() if "layers.1.ffn.B" not in name}
+    if what == "the last norm of beit_3":
+        return {name: x for name, x in beit3.items() if not name.startswith("beit3.encoder.layer_norm.")}
     if what == "classes of pictures":
         return {**beit3, "head.weight": torch.zeros(5, 64), "fc_norm.weight": torch.zeros(64)}
     return {**beit3, "beit3.encoder.embed_positions.A.weight": torch.zeros(13, 64)}
@@ -241,6 +281,7 @@ def wrong(state, beit3, what):
         ("no table", "vlmo of this width has relative positions, and these weights have others, or none"),
         ("a part of beit_3", "have no beit3.encoder.layers.1.self_attn.k_proj.B.bias, and others of its layer"),
         ("a layer of beit_3", "has nothing for trunk.blocks.1.ffn.text.fc1.weight"),
+        ("the last norm of beit_3", "has nothing for trunk.norm.image.weight, trunk.norm.image.bias, trunk.norm.text.weight"),
         ("classes of pictures", "has head.weight, fc_norm.weight, which the model beit_3 does not"),
         ("no square", "10 positions of patches make no square"),
     ],

@@ -97,6 +97,24 @@ class TestResize:
             resized(filled((4, 4)).table, (4, 4), (3, 5))
 
 
+class TestOfAnotherModel:
+    def test_its_pictures_say_which_rows_are_theirs(self):
+        theirs, ours = filled((4, 4), 24), filled((6, 6), 24)
+        assert torch.equal(ours.of(theirs.table, (4, 4)), resized(theirs.table, (4, 4), (6, 6)))
+        assert ours.of(ours.table, (6, 6)) is ours.table
+
+    @pytest.mark.parametrize("length", [23, 36, 40])  # 49 + 2 * 24 rows are also 25 + 2 * 36, and 17 + 2 * 40
+    def test_texts_of_another_length_are_refused(self, length):
+        with pytest.raises(ZooError, match=f"of texts of 24 cannot be made those of texts of {length}: write length: 24"):
+            filled((4, 4), length).of(filled((4, 4), 24).table, (4, 4))
+
+    def test_as_many_rows_are_not_the_same(self):
+        theirs, ours = filled((4, 4), 24), filled((5, 5), 8)
+        assert theirs.table.shape == ours.table.shape
+        with pytest.raises(ZooError, match="write length: 24"):
+            ours.of(theirs.table, (4, 4))
+
+
 def test_a_text_that_is_too_long():
     with pytest.raises(ZooError, match="a text of 6 tokens, and the table is of 5"):
         filled()(6)

@@ -21,8 +21,6 @@ from zoo.joint_settings import joint_program, joint_weights
 from zoo.models import _bert_keys, _clip_keys, _coca_keys, _vqkd_keys
 from zoo.positions import PLACES, resampled
 from zoo.registry import build
-from zoo.relative_positions import offsets
-from zoo.relative_positions import resized as resized_table
 from zoo.source import Source
 
 logger = logging.getLogger("zoo.convert")
@@ -69,7 +67,7 @@ def convert(
         source: A file, or a folder with a ``config.json``; with ``to``, a run folder.
         out: A folder that does not exist yet.
         *overrides: Settings of the model in the place of those that were inferred: ``"activation=gelu"``, ``"vocabulary=DIR"``.
-        to: ``open_clip``, ``hf_clip``, ``hf_blip_retrieval``, ``hf_blip_captioning`` or ``hf_blip_vqa``.
+        to: ``open_clip``, ``hf_clip``, ``hf_blip_retrieval``, ``hf_blip_captioning``, ``hf_blip_vqa`` or ``unilm``.
         image_size: The side of pictures, a multiple of that of a patch: positions are resized to it by bicubic interpolation, tables
             of relative ones by a geometric progression. None: as the weights have it.
         logit_scale: With ``to``, the logarithm that CLIP multiplies cosines by, which here belongs to the objective; None: that of
@@ -103,6 +101,7 @@ def convert(
     if program == "open_clip" and not foreign.config and "activation" not in given:
         logger.warning("%s does not say its activation: gelu is assumed; of OpenAI's weights, write activation=quick_gelu", source)
     inside = settings.get("base", settings)  # what a model of answers reads with, which the settings are of
+    seen = inside.get("image_size", 0) // inside.get("patch", 1)  # patches that are a side in the file, of what has relative positions
     inside |= given
     if image_size is not None:
         inside |= _sized(inside, image_size, mapped.state, foreign.path)
@@ -110,7 +109,7 @@ def convert(
         torch.manual_seed(0)  # what the file has nothing for is the same every time
         model = build(name, **settings)
     mapped = mapped._replace(absent=[key for key in mapped.absent if key in model.state_dict()])
-    resized = _fit(model, mapped, foreign.path)
+    resized = _fit(model, mapped, foreign.path, (seen, seen))
     model.trained, model.drawn = True, mapped.absent
     left = {key: float(x) for key in mapped.dropped if (x := foreign.state[key]).numel() == 1 and x.is_floating_point()}
     done = Converted(out, name, program, settings, dict(sorted(mapped.dropped.items())), mapped.absent, resized)
@@ -191,20 +190,27 @@ def _relative(state: Mapping[str, Tensor]) -> str:
     return ""
 
 
-def _fit(model: Any, mapped: _bert_keys.Mapped, where: Path) -> str:
+def _fit(model: Any, mapped: _bert_keys.Mapped, where: Path, window: tuple[int, int]) -> str:
     """Put the weights into the model, positions of patches resized to its own; what they were, in words.
+
+    Args:
+        model: Built.
+        mapped: The weights.
+        where: They were read.
+        window: Patches of a picture there; of relative positions.
 
     Raises:
         ZooError: If a name is missing that is not known to be, or shapes differ.
     """
     own, state, resized = model.state_dict(), dict(mapped.state), ""
-    for name in PLACES:
+    for name, antialias in PLACES.items():
         if name in own and name in state and own[name].shape != state[name].shape:
             resized = f"{tuple(state[name].shape)} to {tuple(own[name].shape)}"
-            state[name] = resampled(state[name], own[name].shape[-2])
-    if TABLE in own and TABLE in state and own[TABLE].shape != state[TABLE].shape:
-        resized = f"{tuple(state[TABLE].shape)} to {tuple(own[TABLE].shape)}"
-        state[TABLE] = _of_grid(state[TABLE], own[TABLE], model.vision.grid)
+            state[name] = resampled(state[name], own[name].shape[-2], antialias=antialias)
+    if TABLE in own and TABLE in state:
+        table = model.positions.of(state[TABLE], window)
+        resized = "" if table is state[TABLE] else f"{tuple(state[TABLE].shape)} to {tuple(table.shape)}"
+        state[TABLE] = table
     missing = sorted(set(own) - set(state) - set(mapped.absent))
     unexpected = sorted(set(state) - set(own))
     wrong = [f"{n} {tuple(state[n].shape)}, not {tuple(own[n].shape)}" for n in state if n in own and state[n].shape != own[n].shape]
@@ -215,13 +221,6 @@ def _fit(model: Any, mapped: _bert_keys.Mapped, where: Path) -> str:
         raise ZooError(f"{where} does not fit the model {model.spec['name']}:\n" + "\n".join(faults))
     model.load_state_dict(own | state)
     return resized
-
-
-def _of_grid(table: Tensor, own: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Relative positions of a square of patches as those of another; as they are, where their number is that of no square."""
-    rest = len(own) - offsets(grid)
-    side = (round(max(len(table) - rest, 0) ** 0.5) + 1) // 2
-    return resized_table(table, (side, side), grid) if offsets((side, side)) + rest == len(table) else table
 
 
 def _sized(settings: Mapping[str, Any], image_size: int, state: Mapping[str, Tensor], where: Path) -> dict[str, Any]:

@@ -40,6 +40,7 @@ def joint_weights(program: str, foreign: Foreign) -> tuple[str, dict[str, Any], 
     if program == "beit3":
         name, settings = "beit_3", _beit3(foreign)
         mapped, optional = _beit3_keys.from_unilm(foreign.state), _beit3_keys.OPTIONAL
+        optional = _beit3_keys.OPTIONAL_OF_ANSWERS if "head.0.weight" in foreign.state else optional
     elif program == "vlmo":
         name, settings = "vlmo", _vlmo(foreign)
         mapped, optional = _vlmo_keys.from_unilm(foreign.state), _vlmo_keys.OPTIONAL
@@ -77,11 +78,17 @@ def _headed(
     name: str, settings: dict[str, Any], mapped: Mapped, kept: Mapping[str, str], foreign: Foreign
 ) -> tuple[str, dict[str, Any], Mapped]:
     """The same as a model that tells answers to questions, or whether a sentence is true of two pictures."""
-    parts = (vlmo.Vlmo if name == "vlmo" else beit_3.Beit3).asks_with
+    absolute = "transformer.pos_embed" in foreign.state
+    if name == "vlmo":
+        parts, table = vlmo.Vlmo.asks_with, _vlmo_keys.entries(foreign.state, "transformer.blocks", absolute=absolute)
+    else:
+        parts, table = beit_3.Beit3.asks_with, _beit3_keys.entries(foreign.state, r"beit3\.encoder\.layers")
     ends = {f"{ours}.{end}": f"{theirs}.{end}" for ours, theirs in kept.items() for end in ("weight", "bias")}
     state = {key: x for key, x in mapped.state.items() if key.split(".")[0] in parts}
     state |= {ours: entry(foreign.state, theirs, foreign.path) for ours, theirs in ends.items()}
     dropped = {key: why for key, why in mapped.dropped.items() if key not in ends.values()}
+    others = [key for of in table if of.ours.split(".")[0] not in parts for place in of.theirs for key in place]
+    dropped |= {key: "a head of pre-training, which answers do not read" for key in others if key in foreign.state}
     mapped = mapped._replace(state=state, dropped=dropped)
     base = {"name": name, **settings}
     if "nlvr2_classifier.0.weight" in foreign.state or "head.dense1.weight" in foreign.state:

@@ -63,6 +63,20 @@ class RelativePositions(nn.Module):
             index = torch.cat([torch.cat([words, asks], 1), torch.cat([asked, self.image], 1)])  # (N, N)
         return list(self.table[index].permute(2, 0, 1).unflatten(0, (self.layers, self.heads)))  # layers of (heads, N, N)
 
+    def of(self, table: Tensor, window: tuple[int, int]) -> Tensor:
+        """The table of another model as this one's, `resized` where that looks at smaller pictures, of ``window`` patches.
+
+        Raises:
+            ZooError: If it looks at larger ones, or is of texts of another length.
+        """
+        more = len(table) - offsets(window) - (len(self.table) - offsets(self.window))
+        if more:
+            length = self.length + more // 2
+            raise ZooError(
+                f"relative positions of texts of {length} cannot be made those of texts of {self.length}: write length: {length}"
+            )
+        return resized(table, window, self.window)
+
 
 def offsets(window: tuple[int, int]) -> int:
     """How many offsets two patches of a picture can have."""

@@ -8,13 +8,14 @@ from collections.abc import Iterable, Mapping
 from torch import Tensor
 from torch.nn import functional as F
 
-from zoo.models._bert_keys import Entry, Mapped, to_ours, to_theirs
+from zoo.models._bert_keys import Entry, Mapped, check_named, to_ours, to_theirs
 from zoo.models._clip_keys import both
 
 EXPERTS = {"image": "A", "text": "B"}  # ours to theirs
 OFFSET = 2  # rows of each table of positions that nothing reads, before the first place
 LEFT: Mapping[str, str] = {r"logit_scale$": "the temperature, which the objective has"}  # names of which nothing is kept, and why
-OPTIONAL = re.compile(r"pooler\.|head\.|codes_head\.|(image|text)_projection\.|trunk\.norm\.")  # what a fine-tuning may be without
+OPTIONAL = re.compile(r"pooler\.|head\.|codes_head\.|(image|text)_projection\.")  # what a fine-tuning may be without
+OPTIONAL_OF_ANSWERS = re.compile(rf"{OPTIONAL.pattern}|trunk\.norm\.")  # that for questions reads before the last norm, and has none
 TABLES = tuple(f"beit3.encoder.embed_positions.{expert}.weight" for expert in EXPERTS.values())
 HEADS = {"pooler.norm": "pooler.norm", "pooler.dense": "pooler.dense", "head": "mlm_head", "codes_head": "mim_head"}
 MATRICES = {
@@ -49,8 +50,14 @@ def from_unilm(theirs: Mapping[str, Tensor]) -> Mapped:
 
 
 def to_unilm(ours: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Our weights by Microsoft's names, the temperature left out, which the objective has; rows that nothing reads are 0."""
-    state = to_theirs(ours, [entry for entry in entries(ours, r"trunk\.blocks") if entry.ours in ours])
+    """Our weights by Microsoft's names, the temperature left out, which the objective has; rows that nothing reads are 0.
+
+    Raises:
+        ZooError: If some have no such name.
+    """
+    table = [entry for entry in entries(ours, r"trunk\.blocks") if entry.ours in ours]
+    check_named(ours, table, "a BEiT-3 of unilm")
+    state = to_theirs(ours, table)
     for name in TABLES:
         state[name] = F.pad(state[name], (0, 0, OFFSET, 0))
     return state

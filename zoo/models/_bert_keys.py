@@ -158,6 +158,18 @@ def to_theirs(ours: Mapping[str, Tensor], table: Sequence[Entry]) -> dict[str, T
     return state
 
 
+def check_named(ours: Collection[str], table: Sequence[Entry], whose: str) -> None:
+    """Refuse weights that the table has no name for.
+
+    Raises:
+        ZooError: If there are any.
+    """
+    known = {entry.ours for entry in table}
+    if left := [name for name in ours if name not in known]:
+        more = f" and {len(left) - 4} more" if len(left) > 4 else ""
+        raise ZooError(f"{whose} has nothing like {', '.join(left[:4])}{more}, which this model has")
+
+
 def _answerer(prefix: str, layers: int) -> list[Entry]:
     """A BERT that writes, all of whose blocks read."""
     said = Spelling(None, f"{prefix}bert.", f"{prefix}cls.predictions.", False, "timm")
