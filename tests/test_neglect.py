@@ -366,7 +366,7 @@ class TestStages:
         "changes, says",
         [
             ({"parts": ["conector"]}, "no part of this model named 'conector'; did you mean 'connector'"),
-            ({"parts": ["connector"]}, "its 'connector' does not fit this model's"),
+            ({"parts": ["connector"]}, "no part of its model named 'connector'; did you mean 'project'"),
             ({"share": ["data", "model.eyes"]}, "share names .*'model.eyes'.*missing 'eyes'"),
             ({"recipe": "notellm2/neglect/wrods"}, "no shipped recipe named 'notellm2/neglect/wrods'"),
         ],

@@ -1,16 +1,20 @@
 """VLMo's three stages as its recipes say them, at a few steps each: what one hands to the next, and what none of them touches."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
 
 from tests.captioned_shapes import shapes
+from zoo.errors import ZooError
 from zoo.hub import save
 from zoo.recipe import load_recipe, values
 from zoo.registry import build, register
 from zoo.train import train
 from zoo.types import CaptionedData
+from zoo.validate import validate
 
 SHORT = {"epochs": None, "steps": 2, "batch_size": 12, "threads": 0, "device": "cpu"}
 STAGES = ("vlmo/stage_image", "vlmo/stage_text", "vlmo/emoji_en_staged")
@@ -62,6 +66,32 @@ def test_pictures_then_texts_then_pairs(of_shapes, tmp_path):
     assert {name.split(".")[3] for name in given - learned if name.startswith("trunk.")} >= {"qkv", "out", "norm1", "scale1", "scale2"}
     after = model.state_dict()
     assert any(name.startswith("trunk.blocks.0.qkv") and not torch.equal(after[name], text[name]) for name in given)
+    begun = train(of_shapes["vlmo/emoji_en_staged"], "run.steps=0", f"out={tmp_path / 'begun'}").state_dict()
+    parts = tuple(f"{part}." for part in load_recipe("vlmo/emoji_en_staged").init_from[0].parts)
+    taken = [name for name in begun if name.startswith(parts)]
+    assert len(taken) > len(given)
+    assert all(torch.equal(begun[name], text[name]) for name in taken)
+
+
+def test_another_tokenizer_in_the_same_folder_is_another_stage(of_shapes, tmp_path):
+    for seed in (0, 0, 1):
+        torch.manual_seed(seed)
+        tokenizer = build("visual_tokenizer", codes=64, taught=5)
+        tokenizer.trained = True
+        save(tokenizer, tmp_path / "tokenizer")
+        train(of_shapes["vlmo/stage_text"], "run.steps=0", f"out={tmp_path / f'text_{seed}'}", fresh=True)
+        assert len([*(tmp_path / "stages").glob("stage_image-*")]) == 1 + seed
+
+
+@pytest.mark.parametrize("name, whose", [("heads", "this model"), ("codes_head", "its model")])
+def test_parts_that_are_not_there_are_told_before_a_stage_is_trained(of_shapes, tmp_path, name, whose):
+    changed = load_recipe(of_shapes["vlmo/emoji_en_staged"], "model.codes=64")
+    (stage,) = changed.init_from
+    changed = replace(changed, init_from=(replace(stage, parts=("vision", name)),))
+    for does in (train, validate):
+        with pytest.raises(ZooError, match=f"no part of {whose} named '{name}'"):
+            does(changed)
+    assert not (tmp_path / "stages").exists()
 
 
 def test_pictures_alone_teach_no_text_expert(of_shapes):

@@ -5,27 +5,27 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import math
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import reduce
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from accelerate.state import PartialState
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from zoo.config import split_spec
 from zoo.errors import ZooError, unknown
 from zoo.files import alone, write_json
 from zoo.hub import ABOUT, WEIGHTS, model_hash
 from zoo.positions import PLACES, resampled
 from zoo.recipe import Recipe, load_recipe, values
-from zoo.registry import make
-from zoo.relative_positions import RelativePositions, offsets, resized
+from zoo.registry import build, make
+from zoo.relative_positions import RelativePositions
 from zoo.stages import Stage
 from zoo.types import Data
 
@@ -37,9 +37,18 @@ Train = Callable[..., Any]  # `zoo.train.train`, which stands above this file
 Identify = Callable[[Recipe], dict[str, Any]]  # `zoo.train.identity_of`, likewise
 
 
-def prepare(
-    recipe: Recipe, data: Data, data_root: Path | None, *, train: Train, identify: Identify, before: Sequence[str] = ()
-) -> list[Path]:
+class _Missing(NamedTuple):
+    """A stage that is to be trained."""
+
+    stage: Stage
+    asks: Recipe  # whose stage it is
+    own: Recipe
+    data: Data
+    key: str
+    folder: Path
+
+
+def prepare(recipe: Recipe, data: Data, data_root: Path | None, *, train: Train, identify: Identify) -> list[Path]:
     """The run folder of each stage of a recipe; those that are not in the cache are trained now, into a folder that is renamed when whole.
 
     One process trains a stage, others that need it wait; what was interrupted goes on from its last checkpoint.
@@ -50,27 +59,75 @@ def prepare(
         data_root: For a stage on other data.
         train: Trains a recipe.
         identify: What of a recipe decides the weights.
-        before: Stages that ask for this recipe, outermost first.
 
     Raises:
-        ZooError: If stages ask for each other in a circle, a stage lacks a part, or several processes would train one.
+        ZooError: If stages ask for each other in a circle, one of the two models lacks a part, or several processes would train a stage.
     """
-    folders = []
+    folders, missing = _found(recipe, data, data_root, identify, ())
+    if missing and PartialState().num_processes > 1:
+        says = "is not there yet, and a stage is trained by one process: run this recipe once without a launcher"
+        raise ZooError(f"init_from: {missing[0].folder} {says}")
+    for each in missing:  # all of them before one is trained, which may take days
+        check_parts(each.stage, _built(each.asks.model), _built(each.own.model))
+    for each in missing:
+        _make(replace(each.own, out=each.folder), each.data, data_root, each.key, train)
+    return folders
+
+
+def _found(
+    recipe: Recipe, data: Data, data_root: Path | None, identify: Identify, before: Sequence[str]
+) -> tuple[list[Path], list[_Missing]]:
+    """The folders of a recipe's stages, and which of them, and of theirs, are not there: each behind those that it needs.
+
+    Args:
+        recipe: As of `prepare`.
+        data: Likewise.
+        data_root: Likewise.
+        identify: Likewise.
+        before: Stages that ask for this recipe, outermost first.
+    """
+    folders: list[Path] = []
+    missing: list[_Missing] = []
     for stage in recipe.init_from:
         if stage.recipe is None:
             folders.append(_given(stage))
             continue
         if stage.recipe in before:
             raise ZooError(f"init_from: stages in a circle: {' <- '.join([*before, stage.recipe])}: let one of them start from nothing")
-        own = _recipe_of(stage, recipe)
+        own = stage_recipe(stage, recipe)
         seen = data if own.data == recipe.data else make("data", own.data, data_root)
-        inner = prepare(own, seen, data_root, train=train, identify=identify, before=[*before, stage.recipe])
+        inner, below = _found(own, seen, data_root, identify, [*before, stage.recipe])
+        missing += below
         key = _key(own, seen, inner, identify)
         folder = stage.cache / f"{Path(stage.recipe).stem}-{key[:16]}"
         if not _is_whole(folder, key):
-            _make(replace(own, out=folder), seen, data_root, key, train)
+            missing.append(_Missing(stage, recipe, own, seen, key, folder))
         folders.append(folder)
-    return folders
+    return folders, missing
+
+
+def _built(spec: Any) -> nn.Module:
+    name, settings = split_spec(spec)
+    model: nn.Module = build(name, **settings)
+    return model
+
+
+def check_parts(stage: Stage, model: nn.Module, theirs: nn.Module) -> None:
+    """Look whether ``model`` and that of the stage, which may both be without weights, have the parts that it shall give.
+
+    Raises:
+        ZooError: If one of them has not.
+    """
+    for whose, of in (("this model", model), ("its model", theirs)):
+        for part in stage.parts:
+            _part(stage, part, whose, dict(of.named_modules()))
+
+
+def _part(stage: Stage, part: str, whose: str, modules: Mapping[str, nn.Module]) -> nn.Module:
+    if part not in modules:
+        choices = [name for name in modules if name and "." not in name]
+        raise ZooError(f"init_from: {stage.source}: {unknown(f'part of {whose}', part, choices)}")
+    return modules[part]
 
 
 def take_parts(model: nn.Module, stages: Sequence[Stage], folders: Sequence[Path]) -> None:
@@ -79,22 +136,23 @@ def take_parts(model: nn.Module, stages: Sequence[Stage], folders: Sequence[Path
     Where this model looks at larger pictures, positions of patches are resampled, and tables of relative ones resized.
 
     Raises:
-        ZooError: If a part is in one of the two models only, or has other shapes there.
+        ZooError: If a part is in one of the two models only, or has other shapes there, or relative positions of other texts.
     """
     modules = dict(model.named_modules())
     for stage, folder in zip(stages, folders, strict=True):
         state = load_file(folder / WEIGHTS)
         drawn = json.loads((folder / ABOUT).read_text(encoding="utf-8")).get("drawn", ()) if (folder / ABOUT).is_file() else ()
         for part in stage.parts:
-            if part not in modules:
-                choices = [name for name in modules if name and "." not in name]
-                raise ZooError(f"init_from: {stage.source}: {unknown('part of this model', part, choices)}")
+            module = _part(stage, part, "this model", modules)
             given = {name.removeprefix(f"{part}."): tensor for name, tensor in state.items() if name.startswith(f"{part}.")}
-            for name, own in modules[part].state_dict().items():
-                if name in given and given[name].shape != own.shape:
-                    given[name] = _of_other_pictures(modules[part], f"{part}.{name}", own, given[name])
+            for name, own in module.state_dict().items():
+                place = f"{part}.{name}"
+                if name in given and place in PLACES and given[name].shape != own.shape:
+                    given[name] = resampled(given[name], own.shape[-2], antialias=PLACES[place])
+            if isinstance(module, RelativePositions):
+                given |= _relative(stage, part, module, given, folder)
             try:
-                modules[part].load_state_dict(given)
+                module.load_state_dict(given)
             except RuntimeError as e:  # names or shapes that differ
                 raise ZooError(f"init_from: {stage.source}: its {part!r} does not fit this model's ({_short(e)}): {_remedy(stage)}") from e
             if bare := [name for name in drawn if name.startswith(f"{part}.")]:
@@ -104,16 +162,17 @@ def take_parts(model: nn.Module, stages: Sequence[Stage], folders: Sequence[Path
                 )
 
 
-def _of_other_pictures(module: nn.Module, name: str, own: Tensor, given: Tensor) -> Tensor:
-    """Positions of the patches of smaller or larger pictures, as of this model's; all else as it was given."""
-    if name in PLACES:
-        return resampled(given, own.shape[-2])
-    if isinstance(module, RelativePositions):
-        others = len(own) - offsets(module.window)  # rows of class tokens and texts
-        side = (math.isqrt(max(len(given) - others, 0)) + 1) // 2
-        if len(given) - others == offsets((side, side)):
-            return resized(given, (side, side), module.window)
-    return given
+def _relative(stage: Stage, part: str, module: RelativePositions, given: Mapping[str, Tensor], folder: Path) -> dict[str, Tensor]:
+    """The stage's table, read as the pictures of its own model say, as one of this model's pictures; {} where there is none."""
+    spec = json.loads((folder / ABOUT).read_text(encoding="utf-8"))["spec"]
+    with torch.device("meta"):
+        before = dict(_built(spec).named_modules()).get(part)
+    if not isinstance(before, RelativePositions):
+        return {}
+    try:
+        return {key: module.of(table, before.window) for key, table in given.items()}
+    except ZooError as e:
+        raise ZooError(f"init_from: {stage.source}: its {part!r} does not fit this model's: {e}") from e
 
 
 def _short(error: RuntimeError) -> str:
@@ -139,14 +198,19 @@ def _given(stage: Stage) -> Path:
     return folder
 
 
-def _recipe_of(stage: Stage, recipe: Recipe) -> Recipe:
-    """The stage's own recipe, following ``recipe`` in what they share."""
+def stage_recipe(stage: Stage, recipe: Recipe) -> Recipe:
+    """The recipe of a stage that names one, following ``recipe``, whose stage it is, in what they share.
+
+    Raises:
+        ZooError: If there is no such recipe, or ``recipe`` has not all that is shared.
+    """
+    assert stage.recipe is not None
     tree = values(recipe)
     try:
         shared = {key: reduce(lambda at, name: at[name], key.split("."), tree) for key in stage.share}
     except (KeyError, TypeError) as e:
         raise ZooError(f"init_from: {stage.source}: share names {stage.share}, and this recipe does not have all of it: missing {e}") from e
-    return load_recipe(stage.source, *(f"{key}={json.dumps(value)}" for key, value in shared.items()))
+    return load_recipe(stage.recipe, *(f"{key}={json.dumps(value)}" for key, value in shared.items()))
 
 
 def _key(recipe: Recipe, data: Data, inner: Sequence[Path], identify: Identify) -> str:
@@ -158,7 +222,19 @@ def _key(recipe: Recipe, data: Data, inner: Sequence[Path], identify: Identify) 
     ]
     code = {"stages": CODE, "zoo": version("multimodal-zoo"), "torch": torch.__version__}
     decides = {"recipe": tree, "data": data.fingerprint, "stages": stages, "code": code}
+    if tokenizers := {folder: model_hash(folder) for folder in _tokenizers(tree["objective"])}:
+        decides["tokenizers"] = tokenizers
     return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
+
+
+def _tokenizers(settings: Any) -> Iterator[str]:
+    """The folders of visual tokenizers that an objective, or one inside it, names; of one that is not there it says so itself."""
+    if isinstance(settings, Mapping):
+        folder = settings.get("tokenizer")
+        if isinstance(folder, str) and (Path(folder) / ABOUT).is_file():
+            yield folder
+    for inner in settings.values() if isinstance(settings, Mapping) else settings if isinstance(settings, list | tuple) else ():
+        yield from _tokenizers(inner)
 
 
 def _is_whole(folder: Path, key: str) -> bool:
@@ -178,10 +254,6 @@ def _is_whole(folder: Path, key: str) -> bool:
 
 def _make(recipe: Recipe, data: Data, data_root: Path | None, key: str, train: Train) -> None:
     folder = recipe.out
-    if PartialState().num_processes > 1:
-        raise ZooError(
-            f"init_from: {folder} is not there yet, and a stage is trained by one process: run this recipe once without a launcher"
-        )
     with alone(folder.with_name(f".{folder.name}.lock"), f"waiting for another process, which trains the stage {folder}"):
         if _is_whole(folder, key):
             return

@@ -16,12 +16,14 @@ from torch import nn
 from zoo.config import hints_of, part_kind, parts_in, settings, split_spec
 from zoo.errors import ZooError
 from zoo.fetch import hub_cache, located
+from zoo.hub import ABOUT
+from zoo.init_from import check_parts, stage_recipe
 from zoo.models._notes import NoteProcessor
 from zoo.models._pictures import CaptionProcessor, PictureTextProcessor
 from zoo.models.nlvr2 import TwoPicturesProcessor
 from zoo.opened import open_rows
 from zoo.recipe import Recipe
-from zoo.registry import entry, lookup
+from zoo.registry import build, entry, lookup
 from zoo.shapes import Kept, Line, Memory, memory, walk, without_weights
 from zoo.train import make_step
 from zoo.types import Batch, Data, Row
@@ -96,15 +98,18 @@ def validate(
         cache: The hub's cache folder; None: the hub's own. Tokenizers and configurations are looked for there, weights are not.
 
     Raises:
-        ZooError: On a fault of the recipe or of data that is there, or if the model cannot be run so.
+        ZooError: On a fault of the recipe or of data that is there, if the model cannot be run so, or if a stage has not the parts that it
+            shall give; what stages ask for themselves is looked at when they are validated.
     """
     if rows < 2 or rows % 2:
         raise ZooError(f"rows: {rows} rows are no pairs: write 2 or more, even")
     notes: list[str] = []
-    light = replace(recipe, model=without_pretrained("model", recipe.model, hub_cache() if cache is None else cache, notes))
+    cache = hub_cache() if cache is None else cache
+    light = replace(recipe, model=without_pretrained("model", recipe.model, cache, notes))
     light = replace(light, run=replace(light.run, gradient_checkpointing=False))
     with torch.device("meta"):
         step = without_weights(make_step(light)).train()
+        _check_stages(recipe, step.model, cache)
     opened = open_rows(recipe, data_root, loaded, rows, step.model, notes)
     batch = opened.batch(opened.number)
     lines, once = walk(step, batch, recipe.run.precision, deep=deep)
@@ -128,6 +133,19 @@ def validate(
         notes,
         faults,
     )
+
+
+def _check_stages(recipe: Recipe, model: nn.Module, cache: Path) -> None:
+    """Look whether the stages of a recipe can give their parts; one in a folder that is not there yet is left to the run."""
+    for stage in recipe.init_from:
+        if stage.folder is None:
+            spec = stage_recipe(stage, recipe).model
+        elif (stage.folder / ABOUT).is_file():
+            spec = json.loads((stage.folder / ABOUT).read_text(encoding="utf-8"))["spec"]
+        else:
+            continue
+        name, given = split_spec(without_pretrained("model", spec, cache, []))
+        check_parts(stage, model, build(name, **given))
 
 
 def _unlearnable(contrast: Contrast) -> list[str]:
