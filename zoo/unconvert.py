@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import math
@@ -23,17 +24,19 @@ from zoo.encoders._image import CLIP_MEAN, CLIP_STD
 from zoo.encoders._open_clip import OpenClipEncoder
 from zoo.encoders.timm import TimmEncoder
 from zoo.errors import Failure, ZooError, unknown
-from zoo.files import open_to_others, room, write_json, write_text
+from zoo.files import open_to_others, room, write_bytes, write_json, write_text
 from zoo.hub import load
-from zoo.models import _bert_keys, _clip_keys, _coca_keys
+from zoo.models import _beit3_keys, _bert_keys, _clip_keys, _coca_keys, _vlmo_keys
+from zoo.models.beit_3 import Beit3
 from zoo.models.blip import Blip
 from zoo.models.clip import Clip
 from zoo.models.coca import Coca
+from zoo.models.vlmo import Vlmo
 
 logger = logging.getLogger("zoo.unconvert")
 BEGINS = math.log(1 / 0.07)
 _TEMPERATURE = re.compile(r"objective\.(?:of\.\d+\.)?(?:temperature\.)?(log_scale|raw|fixed)")  # in a checkpoint
-Written = tuple[dict[str, Tensor], str, dict[str, Any], str]  # weights, their file, the config, its file
+Written = tuple[dict[str, Tensor], str, dict[str, Any], str]  # weights, their file, the config, its file or "" for none
 
 
 def write_foreign(run: str | Path, out: Path, to: str, *, logit_scale: float | None = None) -> Path:
@@ -58,9 +61,14 @@ def write_foreign(run: str | Path, out: Path, to: str, *, logit_scale: float | N
     beside = out.with_name(f".{out.name}.{os.getpid()}.part")
     try:
         beside.mkdir(parents=True)
-        save_file({name: x.contiguous() for name, x in state.items()}, beside / weights, metadata={"format": "pt"})
-        open_to_others(beside / weights)
-        write_json(beside / about, config)
+        if weights.endswith(".pth"):
+            torch.save({"model": state}, buffer := io.BytesIO())
+            write_bytes(beside / weights, buffer.getvalue())
+        else:
+            save_file({name: x.contiguous() for name, x in state.items()}, beside / weights, metadata={"format": "pt"})
+            open_to_others(beside / weights)
+        if about:
+            write_json(beside / about, config)
         if serialized := model.vocabulary.portable().get("serialized"):
             write_text(beside / "tokenizer.json", serialized)
         if out.is_dir():  # empty, as `convert` has made sure
@@ -230,12 +238,24 @@ def _hf_blip(program: _bert_keys.Program, architecture: str) -> Callable[[Any, M
     return write
 
 
+def _unilm(model: Any, state: Mapping[str, Tensor], _: float) -> Written:
+    """The file of Microsoft's VLMo or BEiT-3, whose programs are told its size by an argument."""
+    if isinstance(model, Beit3):
+        return _beit3_keys.to_unilm(state), "beit3.pth", {}, ""
+    _check(model, Vlmo, "unilm", "a VLMo or a BEiT-3")
+    found = _vlmo_keys.to_unilm(state)
+    if model.positions is not None:  # nothing reads them there, but they tell how long a text is
+        found["text_embeddings.position_embeddings.weight"] = torch.zeros(model.processor.text.length, model.dim)
+    return found, "vlmo.pth", {}, ""
+
+
 TARGETS: Mapping[str, Callable[[Any, Mapping[str, Tensor], float], Written]] = {
     "open_clip": _open_clip,
     "hf_clip": _hf_clip,
     "hf_blip_retrieval": _hf_blip("hf_blip_retrieval", "BlipForImageTextRetrieval"),
     "hf_blip_captioning": _hf_blip("hf_blip_captioning", "BlipForConditionalGeneration"),
     "hf_blip_vqa": _hf_blip("hf_blip_vqa", "BlipForQuestionAnswering"),
+    "unilm": _unilm,
 }
 
 

@@ -23,7 +23,8 @@ def convert(
         typer.Argument(metavar="KEY=VALUE", help="Of the model, instead of those inferred: activation=gelu vocabulary=DIR"),
     ] = None,
     to: Annotated[
-        str | None, typer.Option("--to", help="The other way: open_clip, hf_clip, hf_blip_retrieval, hf_blip_captioning or hf_blip_vqa.")
+        str | None,
+        typer.Option("--to", help="The other way: open_clip, hf_clip, hf_blip_retrieval, hf_blip_captioning, hf_blip_vqa or unilm."),
     ] = None,
     image_size: Annotated[int | None, typer.Option(min=1, help="Side of pictures: positions are resized to it.")] = None,
     logit_scale: Annotated[float | None, typer.Option(help="With --to: CLIP's, which belongs to the objective here.")] = None,

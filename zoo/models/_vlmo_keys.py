@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor
 
-from zoo.models._bert_keys import Entry, Mapped, to_ours, to_theirs
+from zoo.models._bert_keys import Entry, Mapped, check_named, to_ours, to_theirs
 from zoo.models._clip_keys import both
 
 EXPERTS = {"text": "text", "image": "imag", "vl": "vl"}  # ours to theirs
@@ -82,9 +82,15 @@ def from_beit(theirs: Mapping[str, Tensor], words: int) -> Mapped:
 
 
 def to_unilm(ours: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Our weights by Microsoft's names, the two temperatures left out, which the objective has."""
+    """Our weights by Microsoft's names, left out the two temperatures, which the objective has, and what hides a patch.
+
+    Raises:
+        ZooError: If some have no such name.
+    """
+    ours = {name: x for name, x in ours.items() if name != "vision.mask"}
     absolute = "vision.places.weight" in ours
-    table = [entry for entry in entries(ours, r"trunk\.blocks", absolute=absolute) if entry.ours in ours and entry.ours != "vision.mask"]
+    table = [entry for entry in entries(ours, r"trunk\.blocks", absolute=absolute) if entry.ours in ours]
+    check_named(ours, table, "a VLMo of unilm")
     state = to_theirs(ours, table)
     if absolute:
         state["transformer.pos_embed"] = state["transformer.pos_embed"][None]
