@@ -141,6 +141,18 @@ class TestData:
         assert found.rows[found.row_ids.index("test1-0-0-0")].keys() == {"id", "image", "text"}
         assert found.fingerprint != data.fingerprint
 
+    def test_a_picture_that_is_not_there_elsewhere(self, copied, data):
+        for name in ("images", "dev", "test1"):
+            shutil.move(copied / "nlvr2" / name, copied / "pictures" / name)
+        (copied / "pictures/test1/test1-0-0-img1.png").unlink()
+        (copied / "pictures/dev/dev-0-0-img0.png").write_bytes(b"no picture")
+        found = make("data", {"name": "nlvr2", "images": str(copied / "pictures")}, copied)
+        assert found.broken == ["dev-0-0-0", "dev-0-0-1", "test1-0-0-0", "test1-0-0-1"]
+        assert f"{copied / 'pictures/test1/test1-0-0-img1.png'} there is no such file" in found.statistics["faults"]
+        says = rf"not one of 128 rows has image that can be used, such as: {re.escape(str(copied / 'wrong'))}/images/train/0/"
+        with pytest.raises(ZooError, match=says):
+            make("data", {"name": "nlvr2", "images": str(copied / "wrong")}, copied)
+
     def test_modalities_are_lost_as_asked(self, root):
         found = make("data", {"name": "nlvr2", "missing_test": {"image_2": 0.5}}, root)
         lost = ["image_2" not in found.rows[int(i)] for i in found.split("test")]

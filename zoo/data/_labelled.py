@@ -258,7 +258,7 @@ def _usable(items: Sequence[Item], settings: Settings, found: Found) -> tuple[di
         for m, thing in things.items():
             wrong = {p: _fault(looks[p], rate) for p in thing if isinstance(p, Path)}
             good = [p for p in thing if not isinstance(p, Path) or not wrong[p]]
-            said = [f"{p.relative_to(found.place)} {fault}" for p, fault in wrong.items() if fault]
+            said = [f"{_short(p, found.place)} {fault}" for p, fault in wrong.items() if fault]
             if not thing:
                 said = [f"{items[i].unit.name} has no {m}"]
             if said:
@@ -277,6 +277,11 @@ def _chosen(thing: str | Path | tuple[Path, ...] | None, frames: int) -> tuple[s
     if isinstance(thing, tuple):
         return tuple(thing[i] for i in middles(len(thing), frames))
     return (thing,) if thing else ()
+
+
+def _short(path: Path, place: Path) -> Path:
+    """As it stands below the folder of the data; whole, where pictures lie elsewhere."""
+    return path.relative_to(place) if path.is_relative_to(place) else path
 
 
 def _fault(look: Look, rate: int) -> str:

@@ -54,9 +54,10 @@ def nlvr2(
     missing_train: Rates = 0.0,
     missing_test: Rates = 0.0,
 ) -> Statements:
-    """NLVR2 (Suhr et al., 2019, https://arxiv.org/abs/1811.00491): 107,292 rows of a sentence and two photographs, left and right.
+    """NLVR2 (Suhr et al., 2019, https://arxiv.org/abs/1811.00491): 100,322 rows of a sentence and two photographs, left and right.
 
-    Split ``val`` is the published dev, ``test`` the public test1. A sentence stands with up to four pairs of pictures; besides accuracy,
+    Of the 107,292 of the paper the rest is the test that was kept back. Split ``train`` has 86,373, ``val``, the published dev, 6,982, and
+    ``test``, the public test1, 6,967. A sentence stands with up to four pairs of pictures; besides accuracy,
     reports have its authors' consistency, the share of sentences that are told right of all their pairs.
 
     Args:
