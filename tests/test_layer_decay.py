@@ -1,5 +1,7 @@
 """Learning rates that fall towards the input, and weights that do not shrink: against timm's groups, and level by level."""
 
+import re
+
 import pytest
 import timm
 import torch
@@ -10,6 +12,8 @@ from transformers import BertConfig, BertModel, CLIPVisionConfig, CLIPVisionMode
 import zoo
 from zoo.depths import levels_below
 from zoo.errors import ZooError
+from zoo.models import vlmo
+from zoo.models._beit3_keys import entries
 from zoo.optimizer import freeze_all, make_optimizer
 from zoo.recipe import load_recipe
 from zoo.sections import Group, Optimizer
@@ -81,6 +85,45 @@ def test_each_stack_counts_on_its_own():
         "matches.bias": 0,
     }
     assert {name: at[name] for name in expected} == expected
+
+
+def test_beit_3_is_graded_as_its_authors_do():
+    """By their names: embeddings are level 0, layer i is i + 1, and whatever else comes after the last."""
+    model = zoo.build("beit_3", layers=3, codes=5)
+    names = [name for name, _ in model.named_parameters()]
+    found = levels_below(names)
+    theirs = {entry.ours: name for entry in entries(names, r"trunk\.blocks") for (name, *_) in entry.theirs}
+    assert theirs.keys() >= {*names}
+    for ours in names:
+        layer = re.search(r"layers\.(\d+)\.", theirs[ours])
+        embeds = re.search(r"embed|mask_token|cls_token", theirs[ours])
+        assert found[ours] == 4 - (int(layer[1]) + 1 if layer else 0 if embeds else 4), ours
+    assert {*found.values()} == {0, 1, 2, 3, 4}
+
+
+@pytest.mark.parametrize("absolute", [False, True])
+def test_vlmos_head_of_words_is_no_embedding(absolute, monkeypatch):
+    if absolute:
+        monkeypatch.setitem(vlmo.SIZES, "tiny", vlmo.SIZES["tiny"]._replace(relative=None))
+    found = levels(zoo.build("vlmo", layers=3, codes=5))
+    first = {name for name, level in found.items() if level == 4}
+    tables = {"vision.places.weight", "embed.places.weight"} if absolute else set()
+    own = {"vision.cls", "vision.mask", "vision.embed.proj.weight", "vision.embed.proj.bias", "kinds.weight"}
+    assert first == own | tables | {f"embed.{name}" for name in ("words.weight", "kinds.weight", "norm.weight", "norm.bias")}
+    blocks = {name: level for name, level in found.items() if name.startswith("trunk.blocks.")}
+    assert all(level == 3 - int(name.split(".")[2]) for name, level in blocks.items())
+    rest = found.keys() - first - blocks.keys()
+    assert rest >= {"head.words.weight", "head.words.bias", "head.dense.weight", "codes_head.weight", "pooler.weight"}
+    assert not any(found[name] for name in rest)
+
+
+def test_the_convolutions_of_a_resnet_are_no_embeddings():
+    names = [name for name, _ in timm.create_model("test_resnet").named_parameters()]
+    inside = [name for name in names if re.match(r"layer\d\.\d\.conv1\.", name)]
+    assert len(inside) == 4
+    found = levels_below([*(f"vision.model.{name}" for name in names), "trunk.blocks.0.out.weight"])
+    assert not any(found[f"vision.model.{name}"] for name in inside)
+    assert levels_below(["conv1.weight", "resblocks.0.weight"])["conv1.weight"] == 2  # as CLIP's transformer begins
 
 
 def test_what_is_frozen_still_counts_as_a_block():

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from itertools import takewhile
 
 BLOCK = re.compile(r"((?:.*?\.)??(?:blocks|layers|layer|resblocks|stages|h))\.(\d+)\.")
-FIRST = re.compile(  # in the names of what stands before the blocks: of modules, of parameters
-    r"(?:^|\.)(?:[^.]*embed[^.]*|patch[^.]*|words|places|kinds|stem|first|conv1|norm_pre|ln_pre|pre_layrnorm)\.|"
+FIRST = re.compile(  # in the names of what stands before the blocks: of modules, of parameters; a head may have words, a stage a conv1
+    r"(?:^|\.)(?:[^.]*embed[^.]*|patch[^.]*|(?<!head\.)(?:words|places|kinds)|stem|first|(?<!\d\.)conv1|norm_pre|ln_pre|pre_layrnorm)\.|"
     r"(?:^|\.)(?:[^.]*embed[^.]*|[^.]*token|positions?|cls|mask)$"
 )
 
