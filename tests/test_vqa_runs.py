@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -82,6 +83,19 @@ def outcome(root, tmp_path_factory):
     return zoo.run(TINY, baselines=arms, out=out, floor={"soft_accuracy": 1.0}, data_root=root)
 
 
+def changed(root, folder, what, change):
+    """The settings of the same pictures with questions or annotations of train2014 that were changed, in a folder of data folders."""
+    place = folder / "vqa_v2"
+    place.mkdir()
+    for file in (root / "vqa_v2").glob("*.json"):
+        shutil.copy(file, place)
+    (file,) = place.glob(f"*train2014_{what}.json")
+    tree = json.loads(file.read_text())
+    change(tree)
+    file.write_text(json.dumps(tree))
+    return {**TINY["data"], "images": str(root / "vqa_v2")}
+
+
 def invoke(*words):
     return CliRunner().invoke(app, list(map(str, words)))
 
@@ -105,6 +119,26 @@ class TestData:
         monkeypatch.setattr(data, "labels", data.labels + 1)
         with pytest.raises(ZooError, match=r"classes without a training row: purple; leave them out"):
             check(data, Classify(missing=(0.5,)))
+
+    @pytest.mark.parametrize(
+        ("what", "change", "says"),
+        [
+            ("questions", {"image_id": "x"}, "have image_id 'x', which is no whole number"),
+            ("questions", {"question_id": [1]}, r"have question_id \[1\], which is no whole number"),
+            ("questions", {"question": None}, "have question None, which is no text"),
+            ("annotations", {"answers": ["yes"] * 10}, r"have answers \['yes', 'yes'.*, and not those of two people or more"),
+            ("annotations", {"answers": [{}, {}]}, r"have answers \[\{\}, \{\}\], and not those of two people or more, each \{answer"),
+            ("annotations", {"answers": [{"answer": "yes"}]}, ".* not those of two people or more"),
+            ("annotations", {"answers": []}, r"have answers \[\], and not those of two people or more"),
+            ("annotations", {"answers": None}, "have answers None, which is no list"),
+            ("annotations", {"multiple_choice_answer": None}, "have multiple_choice_answer None, which is no text"),
+            ("annotations", {"answer_type": 3}, "have answer_type 3, which is no text"),
+        ],
+    )
+    def test_entries_that_are_wrong(self, root, tmp_path, what, change, says):
+        settings = changed(root, tmp_path, what, lambda tree: tree[what][2].update(change))
+        with pytest.raises(ZooError, match=rf"train2014_{what}\.json: 1 of 90 {what}, such as number 2, {says}"):
+            make("data", settings, tmp_path)
 
 
 class TestPeople:
@@ -130,6 +164,29 @@ class TestPeople:
         assert torch.equal(targets_of(soft, rows), torch.from_numpy(shares))
         assert targets_of(data, rows).tolist() == data.labels[rows].tolist()
         assert soft.fingerprint != data.fingerprint
+
+    def test_with_shares_a_question_counts_where_anybody_gave_a_candidate(self, root, data, tmp_path):
+        train = data.split("train")[:2]
+        wanted = {data.row_ids[train[0]]: {"x": 5, "red": 3, "1": 2}, data.row_ids[train[1]]: {"x": 6, "y": 4}}
+
+        def change(tree):
+            for one in tree["annotations"]:
+                if said := wanted.get(one["question_id"]):
+                    one |= {"multiple_choice_answer": "x", "answers": [{"answer": a} for a, people in said.items() for _ in range(people)]}
+
+        settings = changed(root, tmp_path, "annotations", change)
+        plain, soft = (make("data", {**settings, "soft": each}, tmp_path) for each in (False, True))
+        assert {*train} <= {*data.split("train")}
+        assert {*train}.isdisjoint(plain.split("train"))
+        assert {*soft.split("train")} - {*plain.split("train")} == {train[0]}
+        (shares,) = soft.shares(train[:1])
+        assert {soft.classes[k]: float(share) for k, share in enumerate(shares) if share} == pytest.approx({"red": 0.9, "1": 0.6})
+        assert soft.classes[soft.labels[train[0]]] == "red"
+        assert soft.classes.index(*soft.rest) not in soft.labels[soft.split("train")]
+        left = soft.statistics["train_left_out_for_rare_answers"]
+        assert left == plain.statistics["train_left_out_for_rare_answers"] - 1 > 0
+        assert not soft.shares(train[1:]).any()
+        assert soft.labels[soft.split("test")].tolist() == data.labels[data.split("test")].tolist()
 
     def test_nobody_gave_the_class_of_the_rest(self, data):
         rows = data.split("test")

@@ -25,6 +25,11 @@ from zoo.types import Row
 logger = logging.getLogger("zoo.data")
 
 OTHER = "(another answer)"  # the class of what is no candidate
+KEYS: Mapping[str, Mapping[str, type]] = {  # what each entry of a file has
+    "questions": {"question_id": int, "image_id": int, "question": str},
+    "annotations": {"question_id": int, "multiple_choice_answer": str, "answers": list},
+}
+NOUNS: Mapping[type, str] = {int: "whole number", str: "text", list: "list"}
 LAYOUT = """vqa_v2 is a folder with
   v2_OpenEnded_mscoco_train2014_questions.json, v2_OpenEnded_mscoco_val2014_questions.json
   v2_mscoco_train2014_annotations.json, v2_mscoco_val2014_annotations.json
@@ -62,7 +67,8 @@ class Questions:
     """Questions, their pictures and answers. It is a `zoo.answers.AnsweredData`, and `zoo.labelled.Soft`.
 
     A class is the answer that most people gave. Answers that are too rare to be candidates are of one class, the last, which no row of
-    split ``train`` has, so that nothing predicts it.
+    split ``train`` has, so that nothing predicts it: such rows are left out, or where training is told how right each answer is, are of
+    the candidate that most of their people gave, and left out where nobody gave one.
 
     Args:
         rows: As they are read.
@@ -98,7 +104,10 @@ class Questions:
         self.soft = soft
         self._place = place = {answer: i for i, answer in enumerate(candidates)}
         self.labels = np.array([place.get(q.usual, len(candidates)) for q in questions], dtype=np.int64)
-        self._split = np.where((split == "train") & (self.labels == len(candidates)), "", split)
+        rare = (split == "train") & (self.labels == len(candidates))
+        if soft:
+            self.labels[rare] = [self._most(questions[int(i)]) for i in np.flatnonzero(rare)]
+        self._split = np.where(rare & (self.labels == len(candidates)), "", split)
         self.broken: Sequence[Any] = broken
         self.fingerprint = fingerprint
         self.statistics: Mapping[str, Any] = {
@@ -132,6 +141,11 @@ class Questions:
                     found[i, self._place[answer]] = _share(people, len(said))
         return found
 
+    def _most(self, question: Question) -> int:
+        """The candidate that most people gave, or the class of the rest."""
+        said = Counter(answer for answer in question.answers if answer in self._place)
+        return self._place[said.most_common(1)[0][0]] if said else len(self._place)
+
     def lengths(self) -> np.ndarray:
         """(N,) int64 characters of each question."""
         return np.array([len(row) for row in self.rows.texts], dtype=np.int64)  # type: ignore[attr-defined]
@@ -160,8 +174,8 @@ def vqa_v2(
         least: How often the training questions must have an answer as their usual one for it to be a candidate; 9 gives about 3,000.
         val: Share of the pictures of train2014 whose questions are val.
         seed: Of val.
-        soft: Training is told how right each answer is, by how many people gave it, for the objective ``binary_cross_entropy``; off: the
-            usual one.
+        soft: Training is told how right each answer is, by how many people gave it, for the objective ``binary_cross_entropy``, and takes
+            every question to which somebody gave a candidate; off: the usual one, and questions whose usual one is a candidate.
 
     Raises:
         ZooError: If the folder or a file is not there, a file is not as published, or not one picture can be used.
@@ -218,19 +232,19 @@ def _read(questions: Path, annotations: Path, part: str) -> list[Question]:
     Raises:
         ZooError: If a file is no such JSON, or a question has no answers.
     """
-    asked = _entries(questions, "questions", ("question_id", "image_id", "question"))
-    answered = {a["question_id"]: a for a in _entries(annotations, "annotations", ("question_id", "multiple_choice_answer", "answers"))}
+    asked = _entries(questions, "questions")
+    answered = {a["question_id"]: a for a in _entries(annotations, "annotations")}
     if lost := [q["question_id"] for q in asked if q["question_id"] not in answered]:
         raise ZooError(f"{annotations}: {len(lost)} questions, such as {lost[0]}, have no answers there")
     found = []
     for q in asked:
         a = answered[q["question_id"]]
-        said, kind = tuple(str(one["answer"]) for one in a["answers"]), str(a.get("answer_type", ""))
-        found.append(Question(q["question_id"], q["image_id"], str(q["question"]).strip(), said, a["multiple_choice_answer"], kind, part))
+        said, kind = tuple(one["answer"] for one in a["answers"]), a.get("answer_type", "")
+        found.append(Question(q["question_id"], q["image_id"], q["question"].strip(), said, a["multiple_choice_answer"], kind, part))
     return found
 
 
-def _entries(path: Path, what: str, keys: Sequence[str]) -> list[dict[str, Any]]:
+def _entries(path: Path, what: str) -> list[dict[str, Any]]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (UnicodeDecodeError, json.JSONDecodeError) as e:
@@ -238,6 +252,21 @@ def _entries(path: Path, what: str, keys: Sequence[str]) -> list[dict[str, Any]]
     entries = value.get(what) if isinstance(value, dict) else None
     if not isinstance(entries, list) or not entries:
         raise ZooError(f"{path}: there is no list {what!r}, or nothing in it\n{LAYOUT}")
-    if wrong := [i for i, entry in enumerate(entries) if not isinstance(entry, dict) or not {*keys} <= entry.keys()]:
-        raise ZooError(f"{path}: {len(wrong)} of {len(entries)} {what}, such as number {wrong[0]}, lack one of {', '.join(keys)}\n{LAYOUT}")
+    if wrong := {i: fault for i, entry in enumerate(entries) if (fault := _fault(entry, KEYS[what]))}:
+        first = min(wrong)
+        raise ZooError(f"{path}: {len(wrong)} of {len(entries)} {what}, such as number {first}, {wrong[first]}\n{LAYOUT}")
     return entries
+
+
+def _fault(entry: Any, keys: Mapping[str, type]) -> str:
+    """What is wrong with an entry, "" for nothing."""
+    if not isinstance(entry, dict) or not keys.keys() <= entry.keys():
+        return f"lack one of {', '.join(keys)}"
+    kinds = {**keys, "answer_type": str} if "answer_type" in entry else keys
+    for key, kind in kinds.items():
+        if not isinstance(entry[key], kind):
+            return f"have {key} {entry[key]!r:.60}, which is no {NOUNS[kind]}"
+    said = entry.get("answers", [{"answer": ""}] * 2)
+    if len(said) < 2 or not all(isinstance(one, dict) and isinstance(one.get("answer"), str) for one in said):
+        return f"have answers {said!r:.60}, and not those of two people or more, each {{answer: ...}} with a text"
+    return ""
