@@ -3,11 +3,14 @@
 import pickle
 
 import pytest
-from tokenizers import Tokenizer, models, pre_tokenizers
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import BertTokenizerFast, PreTrainedTokenizerFast
 
 from zoo.errors import ZooError
+from zoo.types import ModalityInputs
 from zoo.vocabulary import is_shipped, make_vocabulary
+from zoo.word_masks import choose, words_in
 
 SENTENCES = ["a smiling cat", "flag of micronesia", "百 慕 大 国 旗", "hot - dog, 3 times!"]
 
@@ -50,7 +53,7 @@ def test_clip_cuts_as_open_clip_does():
 def test_roles_are_no_words_that_a_text_can_write():
     made = make_vocabulary("small")
     for text in ("[MASK]", "[CLS] [SEP]", "[DEC]"):
-        assert not set(made.encode(text)) & {i for i in made.roles.values() if i is not None}
+        assert not set(made.encode(text)) & {i for role, i in made.roles.items() if role != "unk"}
     clip = make_vocabulary("clip")
     for text in ("a<end_of_text>b", "<END_OF_TEXT> b", "&lt;start_of_text&gt; b", "<start_of<end_of_text>_text> b"):
         assert clip.encode(text)[-1] == clip.encode("b")[-1]
@@ -59,7 +62,8 @@ def test_roles_are_no_words_that_a_text_can_write():
 
 def test_roles_of_the_small_one():
     made = make_vocabulary("small")
-    assert [made.role(name, "a test") for name in ("pad", "start", "end", "mask", "decode", "encode")] == [0, 2, 3, 4, 5000, 5001]
+    assert {**made.roles} == {"pad": 0, "unk": 1, "start": 2, "end": 3, "mask": 4, "decode": 5000, "encode": 5001}
+    assert make_vocabulary("clip").roles["unk"] is None
     assert (made.own, made.size) == (5000, 5002)
     assert made.decode([2, *made.encode("cat"), 5001, 3, 0, 0]) == "cat"
 
@@ -73,6 +77,33 @@ def test_pieces_know_their_word():
     assert len(ids) > 3, "micronesia is one piece, so this shows nothing"
     clip = make_vocabulary("clip")
     assert clip.words(clip.encode("micronesia smiles")) == [0, 0, 0, 1]
+
+
+def test_pieces_of_sentencepiece_know_their_word():
+    """A piece that begins a word is written with U+2581 before it, and a few others begin with ##, as in XLM-R's list."""
+    pieces = ["<s>", "<pad>", "</s>", "<unk>", "\u2581a", "\u2581flag", "\u2581of", "\u2581micro", "n", "esia", "##", ".", "<mask>"]
+    inner = Tokenizer(models.Unigram([(piece, -float(i)) for i, piece in enumerate(pieces)], unk_id=3))
+    inner.pre_tokenizer, inner.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+    made = make_vocabulary({"name": "a test", "serialized": inner.to_str()})
+    ids = made.encode("a flag of micronesia.")
+    assert [pieces[i] for i in ids] == ["\u2581a", "\u2581flag", "\u2581of", "\u2581micro", "n", "esia", "."]
+    assert made.words(ids) == [0, 1, 2, 3, 3, 3, 3]
+    assert (made.roles["unk"], made.roles["mask"]) == (3, 12)
+    torch.manual_seed(0)
+    text = ModalityInputs(torch.tensor([[0, *ids, 2]] * 200), torch.ones(200, len(ids) + 2, dtype=torch.bool))
+    chosen = choose(text, made, 0.5, whole_words=True)[:, 1:-1]
+    assert (chosen[:, 3:] == chosen[:, 3:4]).all()
+    assert 60 < chosen[:, 3].sum() < 140
+
+
+def test_letters_that_a_vocabulary_lacks_are_no_words():
+    made = make_vocabulary("small")
+    ids = torch.tensor([[2, *made.encode("a red \u0b95 heart"), 3, 0]])
+    text = ModalityInputs(ids, ids != 0)
+    assert (ids == made.roles["unk"]).sum() == 1
+    assert words_in(text, made).tolist() == [[False, True, True, False, True, False, False]]
+    for whole_words in (False, True):
+        assert torch.equal(choose(text, made, 1.0, whole_words), words_in(text, made))
 
 
 def test_a_role_that_is_missing_is_named():

@@ -18,9 +18,11 @@ ROLES: Mapping[str, tuple[str, ...]] = {  # how vocabularies write a role, the f
     "start": ("[CLS]", "<s>"),
     "end": ("[SEP]", "</s>"),
     "mask": ("[MASK]", "<mask>"),
+    "unk": ("[UNK]", "<unk>"),  # what stands for letters that it does not have
     "decode": ("[DEC]",),
     "encode": ("[ENC]",),
 }
+WORD = "\u2581"  # before SentencePiece's pieces that begin a word
 
 
 class Pieces(Protocol):
@@ -132,7 +134,8 @@ class FastPieces:
             roles |= {"decode": self.size, "encode": self.size + 1}
             self.size += 2
         self.roles: Mapping[str, int | None] = roles
-        self._continues = {i for piece, i in vocabulary.items() if piece.startswith("##")}
+        inside, first = ([i for piece, i in vocabulary.items() if piece.startswith(mark)] for mark in ("##", WORD))
+        self._continues = {*inside} if len(inside) >= len(first) else {*vocabulary.values()} - {*first}
 
     def encode(self, text: str) -> list[int]:
         """Ids of a text."""
@@ -144,7 +147,7 @@ class FastPieces:
         return str(self._inner.decode([i for i in ids if i < self.own]))
 
     def begins(self, ids: Sequence[int]) -> list[bool]:
-        """Whether each id begins a word: it is written without ``##``."""
+        """Whether each id begins a word: it is written without ``##``, or as SentencePiece writes what follows a space."""
         return [i not in self._continues for i in ids]
 
     def digest(self) -> str:
