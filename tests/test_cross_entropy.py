@@ -129,5 +129,8 @@ class TestOfEachClassByItself:
             make("objective", "binary_cross_entropy")(SimpleNamespace(), Batch({}))
         with pytest.raises(ZooError, match=r"the model tells 3 classes, and the rows say of 2 .*: write model\.classes: 2"):
             self.loss(Model(), self.SHARES[:, :2])
+        for wrong in (K, -1):
+            with pytest.raises(ZooError, match=rf"a row is of class {wrong}, and the model tells 3, 0 to 2: write as many model\.classes"):
+                self.loss(Model(), TARGETS.index_fill(0, torch.tensor([1]), wrong))
         with pytest.raises(ZooError, match=r"cross_entropy needs one right class a row.* write objective: binary_cross_entropy"):
             make("objective", "cross_entropy")(Model(), Batch({}, targets=self.SHARES))

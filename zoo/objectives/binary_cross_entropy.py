@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from zoo.errors import ZooError
@@ -26,14 +26,14 @@ class BinaryCrossEntropy(nn.Module):
         """Loss of a batch whose targets are (B, K) in 0..1, or (B,) classes.
 
         Raises:
-            ZooError: If the batch has neither, or the targets are of as many classes as the model does not tell.
+            ZooError: If the batch has neither, or the targets are of classes that the model does not tell.
         """
         if batch.targets is None:
             raise ZooError("binary_cross_entropy needs rows of known class: write a data set of labelled rows")
         out: ModelOutput = model(batch)
         logits = out.logits["fused"].float()  # (B, K)
         soft = batch.targets.is_floating_point()
-        targets = batch.targets if soft else F.one_hot(batch.targets, logits.shape[1])
+        targets = batch.targets if soft else _one_hot(batch.targets, logits.shape[1])
         if targets.shape != logits.shape:
             raise ZooError(
                 f"binary_cross_entropy: the model tells {logits.shape[1]} classes, and the rows say of {targets.shape[1]} how right they "
@@ -41,3 +41,13 @@ class BinaryCrossEntropy(nn.Module):
             )
         rows = F.binary_cross_entropy_with_logits(logits, targets.to(logits.dtype), reduction="none").sum(1)  # (B,)
         return over_rows(model, out, rows, batch.targets.argmax(1) if soft else batch.targets)
+
+
+def _one_hot(classes: Tensor, K: int) -> Tensor:
+    """(B,) classes to (B, K)."""
+    if len(wrong := classes[(classes < 0) | (classes >= K)]):
+        raise ZooError(
+            f"binary_cross_entropy: a row is of class {int(wrong[0])}, and the model tells {K}, 0 to {K - 1}: write as many model.classes "
+            "as the rows have"
+        )
+    return F.one_hot(classes, K)
