@@ -17,8 +17,8 @@ from zoo.feature_cache import feature_cache
 from zoo.opened import open_rows
 from zoo.recipe import load_recipe
 from zoo.registry import build, make, register
-from zoo.shown import draw_shown
-from zoo.train import make_accelerator, make_order
+from zoo.shown import check_shown, draw_shown
+from zoo.train import make_accelerator, make_order, train
 from zoo.types import CaptionedData
 from zoo.validate import validate
 
@@ -314,6 +314,33 @@ class TestShown:
     def test_shares_that_are_none(self, shows, said):
         with pytest.raises(ZooError, match=f"run.shows.*{said}"):
             load_recipe(RECIPE, f"run.shows={shows}")
+
+    @pytest.mark.parametrize("objective", ["infonce", "siglip", "itc", "itm", "lm", "mlm"])
+    def test_objectives_of_pairs(self, objective):
+        made = make("objective", objective)
+        for shows in ({}, {"pair": 1.0}, {"pair": 0.1, "text": 1.0}):
+            check_shown(made, shows)
+        for shows, said in (({"text": 1.0}, "text"), ({"image": 1.0, "text": 1.0}, "image and text")):
+            wrong = rf"run\.shows: training shows {said} alone, of which {objective} learns nothing: add pair: 1, or leave {objective} out"
+            with pytest.raises(ZooError, match=wrong):
+                check_shown(made, shows)
+
+    def test_objectives_that_hide(self):
+        texts = {"name": "mdm", "image": 0, "pair_text": 0, "pair_image": 0}
+        check_shown(make("objective", texts), {"text": 1.0})
+        with pytest.raises(ZooError, match=r"shows image and pair alone, of which mdm learns nothing: add text: 1"):
+            check_shown(make("objective", texts), {"image": 1.0, "pair": 1.0})
+        together = make("objective", {"name": "together", "of": [texts, "itc", "itm"]})
+        check_shown(together, {"text": 1.0, "pair": 1.0})
+        with pytest.raises(ZooError, match=r"shows text alone, of which itc learns nothing"):
+            check_shown(together, {"text": 1.0})
+
+    def test_what_teaches_nothing_is_refused_before_the_first_step(self, tmp_path):
+        with pytest.raises(ZooError, match=r"run\.shows: training shows text alone, of which infonce learns nothing"):
+            train(load_recipe(RECIPE, "run.shows={text: 1}", out=str(tmp_path / "a")))
+        blind = {**RECIPE, "model": {"name": "visual_tokenizer", "codes": 5, "teacher": TINY, "image_size": 16}, "objective": "vq_kd"}
+        with pytest.raises(ZooError, match=r"this model looks at image, and no training row shows any of it: .* or run\.shows"):
+            train(load_recipe(blind, "run.shows={text: 1}", out=str(tmp_path / "b")))
 
     @pytest.mark.parametrize("here", [True, False])
     def test_validation_looks_at_what_is_shown(self, here):

@@ -1,5 +1,6 @@
 """Masked data modelling: what is hidden of which rows, and the loss against a second derivation from raw rows, one at a time."""
 
+import json
 import math
 
 import pytest
@@ -15,6 +16,7 @@ from zoo.block_masks import block_masks
 from zoo.collate import stack
 from zoo.encoders._image import CLIP_MEAN, CLIP_STD, HALF, ImageProcessor
 from zoo.hub import save
+from zoo.optimizer import make_optimizer
 from zoo.pixels import pixels_of, repainted
 from zoo.recipe import load_recipe
 from zoo.registry import build, register
@@ -136,6 +138,16 @@ class TestLoss:
         assert not any(p.requires_grad for p in objective.parameters())
         assert objective.tokenizer.vision is None
         assert objective.tokenizer.decoder is None
+
+    def test_the_tokenizer_drops_nothing_out(self, rows, folder):
+        model = joint()
+        objective, image = objective_of(model, folder), batch_of(model, rows[:8]).inputs["image"]
+        wanted = objective._ids(image)
+        objective.tokenizer.encoder.blocks[0].mlp.drop1.p = 0.9
+        objective.train()
+        assert torch.equal(objective._ids(image), wanted)
+        objective.tokenizer.train()
+        assert not torch.equal(objective.tokenizer.ids(image), wanted), "nothing is dropped out, so this shows nothing"
 
     def test_it_learns_both(self, rows, folder):
         model = joint().train()
@@ -333,9 +345,28 @@ class TestRuns:
 
         return of
 
-    def test_train(self, recipe, folder):
-        model = train(recipe(folder))
-        assert not any("tokenizer" in name for name in model.state_dict())
+    def test_the_log_tells_the_shares_of_a_run(self, recipe, folder, tmp_path):
+        """Rows of a third each, whose texts have three words at least: 12 steps hide of some 300 words each way."""
+        train(recipe(folder, steps=12, batch_size=24, shows={"image": 1, "text": 1, "pair": 1}))
+        lines = [json.loads(line) for line in (tmp_path / "run/log.jsonl").read_text().splitlines()]
+        assert len(lines) == 12
+        for name in ("share_image", "share_pair_image"):
+            assert {line[name] for line in lines} == {6 / PATCHES}
+        for name, wanted in (("share_text", 0.15), ("share_pair_text", 0.5)):
+            found = sum(line[name] for line in lines) / len(lines)
+            assert abs(found - wanted) < 4 * math.sqrt(wanted * (1 - wanted) / 300), name
+
+    def test_what_is_not_shown_is_not_hidden(self, recipe, folder, tmp_path):
+        train(recipe(folder, shows={"text": 1}))
+        lines = [json.loads(line) for line in (tmp_path / "run/log.jsonl").read_text().splitlines()]
+        assert all((line["share_image"], line["share_pair_text"], line["share_pair_image"]) == (0, 0, 0) for line in lines)
+        assert all(line["share_text"] > 0 for line in lines)
+
+    def test_no_step_moves_the_tokenizer(self, recipe, folder):
+        step = make_step(recipe(folder))
+        moved = {id(p) for group in make_optimizer(step, recipe(folder).optimizer).param_groups for p in group["params"]}
+        assert moved == {id(p) for p in step.model.parameters()}
+        assert moved.isdisjoint(id(p) for p in step.objective.tokenizer.parameters())
 
     def test_chunks(self, recipe, folder):
         with pytest.raises(ZooError, match=r"run\.gradcache: 0|write gradcache: 0"):

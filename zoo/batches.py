@@ -165,10 +165,10 @@ def lengths_of(data: Data) -> np.ndarray:
     return lengths[data.pairs("train")[:, 1]] if isinstance(data, CaptionedData) else lengths[data.split("train")]
 
 
-def training_rows(data: Data) -> Iterator[Row]:
-    """Every row that training may see, decoded one after the other."""
+def training_rows(data: Data, shown: np.ndarray | None = None) -> Iterator[Row]:
+    """Every row that training may see, decoded one after the other; ``shown`` as of `shown_of`."""
     if isinstance(data, CaptionedData):
-        return iter(CaptionedRows(data, "train"))
+        return iter(CaptionedRows(data, "train", shown))
     rows, used = (data.notes, np.unique(data.pairs("train"))) if isinstance(data, PairData) else (data.rows, data.split("train"))
     return (rows[int(i)] for i in used)
 

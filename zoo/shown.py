@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 
+from zoo.errors import ZooError
 from zoo.types import Row
 
 Kind = Literal["pair", "image", "text"]
@@ -16,6 +17,40 @@ KINDS: dict[Kind, tuple[bool, bool]] = {  # whether there is a picture, and a te
     "text": (False, True),
 }
 DRAW = 11  # apart from what else the seed decides
+Needs = Mapping[str, tuple[Kind, ...]]  # {an objective: kinds of which it needs one}
+
+
+@runtime_checkable
+class Choosy(Protocol):
+    """An objective that learns from pairs of some kinds alone."""
+
+    @property
+    def learns_from(self) -> Needs:
+        """Its own, by its name; of an objective of several, those of each."""
+
+
+def pairs_alone(name: str) -> Needs:
+    """What an objective needs that sets pictures beside their texts."""
+    return {name: ("pair",)}
+
+
+def check_shown(objective: Any, shares: Mapping[Kind, float]) -> None:
+    """Whether what training pairs show is what an objective learns from.
+
+    Args:
+        objective: Any.
+        shares: As of `draw_shown`; {}: all show both.
+
+    Raises:
+        ZooError: If it, or one of several, would learn nothing from any.
+    """
+    needed = objective.learns_from if isinstance(objective, Choosy) and shares else {}
+    for name, kinds in needed.items():
+        if not shares.keys() & {*kinds}:
+            raise ZooError(
+                f"run.shows: training shows {' and '.join(shares)} alone, of which {name} learns nothing: add {' or '.join(kinds)}: 1, or "
+                f"leave {name} out"
+            )
 
 
 def draw_shown(count: int, shares: Mapping[Kind, float], seed: int) -> np.ndarray:

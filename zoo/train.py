@@ -39,6 +39,7 @@ from zoo.recipe import Recipe, dump, load_recipe, values
 from zoo.registry import build, make
 from zoo.sampler import BatchOrder
 from zoo.saver import Saver
+from zoo.shown import check_shown
 from zoo.types import Batch, Binding, Data, LabelledData
 from zoo.update import Step, Updater
 
@@ -102,7 +103,7 @@ def train(
     optimizer = make_optimizer(step, recipe.optimizer)
     order = make_order(recipe, data, accelerator)
     check_fit(step.model, data)
-    _check_seen(step, data)
+    _check_seen(recipe, step, data)
     _check_calibrates(recipe, step.model, data)
     check_asked(step.model, data, recipe.retrieve)
     epoch = len(order) / recipe.run.accumulate
@@ -239,10 +240,12 @@ def make_step(recipe: Recipe, stages: Sequence[Path] | None = None) -> Step:
         stages: The run folder of each stage in ``init_from``; None: the model keeps the weights that it was built with.
 
     Raises:
-        ZooError: If what is to be frozen or trained is not there, the objective does not fit the model, or accumulation the schedule.
+        ZooError: If what is to be frozen or trained is not there, the objective does not fit the model or what is shown, or accumulation
+            the schedule.
     """
     name, keywords = split_spec(recipe.model)
     model, objective = build(name, **keywords), make("objective", recipe.objective)
+    check_shown(objective, recipe.run.shows)
     if stages is not None:
         take_parts(model, recipe.init_from, stages)
     freeze_all(model, recipe.freeze)
@@ -308,13 +311,13 @@ def stream(recipe: Recipe, data: Data, step: Step, order: BatchOrder, position: 
         position.epoch, position.batch = position.epoch + 1, 0
 
 
-def _check_seen(step: Step, data: Data) -> None:
+def _check_seen(recipe: Recipe, step: Step, data: Data) -> None:
     """Whether there is anything to learn from; the walk ends at the first row that shows the model something."""
     processor = step.model.processor
-    if not any(processor.sees(row) for row in training_rows(data)):
+    if not any(processor.sees(row) for row in training_rows(data, shown_of(data, recipe.run.shows, recipe.seed))):
         raise ZooError(
             f"this model looks at {', '.join(processor.keys())}, and no training row shows any of it: "
-            "write another model.fusion, or other data.inputs"
+            "write another model.fusion, other data.inputs or run.shows"
         )
 
 

@@ -18,6 +18,7 @@ from zoo.objectives._shared import Likeness, Shared, alone, unit, wide
 from zoo.objectives._temperature import Kind, Temperature
 from zoo.objectives._two_sides import Sides, sides_of
 from zoo.registry import register
+from zoo.shown import pairs_alone
 from zoo.types import Batch, Loss
 
 
@@ -61,6 +62,7 @@ class Itc(nn.Module):
         ZooError: If the temperature, ``queue`` or ``ramp`` are out of range.
     """
 
+    learns_from = pairs_alone("itc")
     queues: Any  # nn.ModuleList alone says nothing of what a queue has
 
     def __init__(

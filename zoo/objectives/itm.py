@@ -14,6 +14,7 @@ from zoo.errors import ZooError
 from zoo.momentum import Negatives, NegativeSampler
 from zoo.objectives._shared import Likeness, Shared, alone, both_there, mean_of, rows_of, text_of, tokens_of, unit, wide
 from zoo.registry import register
+from zoo.shown import pairs_alone
 from zoo.types import Batch, Loss, Tokens
 
 
@@ -44,6 +45,7 @@ class Itm(nn.Module):
     """
 
     needs_twin = False
+    learns_from = pairs_alone("itm")
 
     def __init__(
         self,
@@ -132,4 +134,6 @@ def _gathered(x: Tokens) -> Tokens:
     """The rows of all processes, as long as the longest of them; pooled vectors stay behind."""
     more = longest(x.tokens.shape[1], x.tokens.device) - x.tokens.shape[1]
     tokens, mask = F.pad(x.tokens, (0, 0, 0, more)), F.pad(x.mask, (0, more))
+    if torch.is_grad_enabled() and not tokens.requires_grad:  # of pictures that no row here has; others wait for this one's gradient
+        tokens = tokens.detach().requires_grad_()
     return Tokens(all_rows(tokens), all_rows(mask), None, all_rows(x.present))

@@ -12,6 +12,7 @@ from zoo.config import Fraction
 from zoo.errors import ZooError
 from zoo.objectives._shared import Shared, alone, both_there, mean_of, text_of, tokens_of, wide
 from zoo.registry import register
+from zoo.shown import pairs_alone
 from zoo.types import Batch, Loss
 
 
@@ -24,6 +25,7 @@ class Lm(nn.Module):
     """
 
     needs_twin = False
+    learns_from = pairs_alone("lm")
 
     def __init__(self, *, smoothing: Fraction = 0.1) -> None:
         super().__init__()

@@ -20,11 +20,18 @@ from zoo.hub import load
 from zoo.objectives._shared import Shared, wide
 from zoo.pixels import Pixels, pixels_of, repainted
 from zoo.registry import register
+from zoo.shown import Kind, Needs
 from zoo.types import Batch, Loss, ModalityInputs, ModelOutput
 from zoo.word_masks import choose, hide, words_in
 
 logger = logging.getLogger("zoo.objectives")
-KINDS = {"text": (False, True), "image": (True, False), "pair": (True, True)}  # of rows: whether there is a picture, and a text
+KINDS: dict[
+    Kind, tuple[bool, bool]
+] = {  # of rows, in the order in which it is drawn what they hide: whether there is a picture, and a text
+    "text": (False, True),
+    "image": (True, False),
+    "pair": (True, True),
+}
 
 
 class _Told(NamedTuple):
@@ -72,7 +79,11 @@ class Mdm(nn.Module):
         tokenizer: str | None = None,
     ) -> None:
         super().__init__()
-        self.rates = {"text": (0.0, text), "image": (image, 0.0), "pair": (pair_image, pair_text)}  # of patches, of words
+        self.rates: dict[Kind, tuple[float, float]] = {  # of patches, of words
+            "text": (0.0, text),
+            "image": (image, 0.0),
+            "pair": (pair_image, pair_text),
+        }
         if not any(max(rates) for rates in self.rates.values()):
             raise ZooError("mdm: nothing is hidden, so nothing is learned: write a share above 0, such as text: 0.15")
         if self._sees and tokenizer is None:
@@ -88,6 +99,11 @@ class Mdm(nn.Module):
     def needs_twin(self) -> bool:
         """It needs none."""
         return False
+
+    @property
+    def learns_from(self) -> Needs:
+        """Rows of which something is hidden."""
+        return {"mdm": tuple(kind for kind, rates in self.rates.items() if max(rates))}
 
     @property
     def _sees(self) -> bool:
@@ -190,7 +206,9 @@ class Mdm(nn.Module):
             raise ZooError(f"mdm.tokenizer: nothing was trained in {self.folder}: its ids would mean nothing")
         return found
 
-    def _ask(self, model: Any, kind: str, inputs: Mapping[str, ModalityInputs], words: dict[str, _Told], patches: dict[str, _Told]) -> None:
+    def _ask(
+        self, model: Any, kind: Kind, inputs: Mapping[str, ModalityInputs], words: dict[str, _Told], patches: dict[str, _Told]
+    ) -> None:
         """Hide something of rows of one kind, and put what the model says of it into ``words`` and ``patches``."""
         hides_patches, hides_words = self.rates[kind]
         has_image, has_text = KINDS[kind]
@@ -212,6 +230,7 @@ class Mdm(nn.Module):
 
     def _ids(self, image: ModalityInputs) -> Tensor:
         """(B, P) int64, the visual tokens of pictures that were prepared for the model."""
+        self.tokenizer.eval()  # the hook of `freeze` runs where a module is called, and ``ids`` does not call it
         if self.pixels is None:
             return self.tokenizer.ids(image)
         with torch.no_grad(), torch.autocast(image.values.device.type, enabled=False):
@@ -230,7 +249,7 @@ class _Nobody(nn.Module):
         return torch.zeros(len(image.values), self.patches, dtype=torch.int64, device=image.values.device)
 
 
-def _rows(batch: Batch) -> dict[str, Tensor]:
+def _rows(batch: Batch) -> dict[Kind, Tensor]:
     """(B,) bool of each kind."""
     if not batch.inputs:
         return {}

@@ -14,6 +14,7 @@ from zoo.errors import ZooError
 from zoo.momentum import SoftTarget
 from zoo.objectives._shared import Shared, alone, both_there, text_of, tokens_of, wide
 from zoo.registry import register
+from zoo.shown import pairs_alone
 from zoo.types import Batch, Loss
 from zoo.word_masks import choose, hide
 
@@ -22,9 +23,9 @@ from zoo.word_masks import choose, hide
 class Mlm(nn.Module):
     """Mean cross entropy of the words that BERT's masking chose (Devlin et al., NAACL 2019, https://arxiv.org/abs/1810.04805).
 
-    Of the chosen words 80 % become the mask, 10 % any word of the vocabulary, 10 % stay. Special ids are never chosen, nor are words of a
-    row without a picture. Beside a momentum twin ``alpha`` of the target is what the twin says of the same masked text and its own view
-    of the picture. ALBEF's code may choose a [SEP]; its tokenizer writes none.
+    Of the chosen words 80 % become the mask, 10 % any word of the vocabulary, 10 % stay. Special ids are never chosen, nor are words that
+    the vocabulary lacks, nor those of a row without a picture. Beside a momentum twin ``alpha`` of the target is what the twin says of the
+    same masked text and its own view of the picture. ALBEF's code may choose a [SEP]; its tokenizer writes none.
 
     Args:
         rate: Share of the words that are chosen, each on its own.
@@ -35,6 +36,8 @@ class Mlm(nn.Module):
     Raises:
         ZooError: If ``ramp`` is below 0, or ``rate`` is 0.
     """
+
+    learns_from = pairs_alone("mlm")
 
     def __init__(self, *, rate: Fraction = 0.15, whole_words: bool = False, alpha: Fraction = 0.0, ramp: int = 0) -> None:
         super().__init__()

@@ -11,6 +11,7 @@ from zoo.kernels.contrastive import Impl, Precision
 from zoo.objectives._contrast import Contrast
 from zoo.objectives._two_sides import check_sides, two_sides
 from zoo.registry import register
+from zoo.shown import pairs_alone
 from zoo.types import Batch, Loss, Model
 
 
@@ -31,6 +32,8 @@ class Siglip(nn.Module):
         precision: How triton forms float32 logits: "ieee", "tf32" or "3xtf32"; "auto": as torch's own products are set.
         across_processes: Whether the rows of all processes that train together are negatives, or those of each process alone.
     """
+
+    learns_from = pairs_alone("siglip")
 
     def __init__(
         self,

@@ -13,6 +13,7 @@ from zoo.errors import ZooError
 from zoo.momentum import EMATwin, Enqueueing, refuse_sharded
 from zoo.objectives._shared import Shared, Term
 from zoo.registry import make, register
+from zoo.shown import Choosy, Needs
 from zoo.types import Batch, Loss, Stepping
 
 
@@ -57,6 +58,12 @@ class Together(nn.Module):
             raise ZooError("together.of: itm draws its negatives by what itc finds alike: write itc before it")
         self.momentum = momentum
         self.register_module("twin", None)
+
+    @property
+    def learns_from(self) -> Needs:
+        """As of each."""
+        named = zip(self.names, self.of, strict=True)
+        return {name: kinds for name, objective in named if isinstance(objective, Choosy) for kinds in objective.learns_from.values()}
 
     @property
     def enqueues(self) -> bool:
