@@ -56,7 +56,7 @@ def test_the_prompts_of_the_page_are_those_of_the_model():
 @pytest.mark.parametrize("name", PAGES)
 def test_recipes_and_pages_that_are_named_are_there(name):
     said = page(f"docs/{name}.md")
-    assert set(re.findall(r"[` ]((?:notellm2|clip|albef|blip|coca)/\w+)", said)) <= set(recipes())
+    assert set(re.findall(r"[` ]((?:notellm2|clip|albef|blip|coca|vlmo|beit_3|visual_tokenizer)/\w+)", said)) <= set(recipes())
     assert all((ROOT / "docs" / link).exists() for link in re.findall(r"\]\(([\w.]+\.md)", said))
 
 
