@@ -12,7 +12,8 @@ from tests.picture_text_model import Small, batch_of
 from zoo import ZooError, make
 from zoo.distributed import all_rows, longest, processes
 from zoo.momentum import Drawn
-from zoo.types import Batch, ModalityInputs
+from zoo.objectives.itm import _gathered
+from zoo.types import Batch, ModalityInputs, Tokens
 
 EXACT = {"rtol": 1e-8, "atol": 1e-10}  # float64
 ROWS, WORLD = 4, 2
@@ -86,6 +87,15 @@ def gathered(rank):
     return rows.detach(), x.grad, all_rows(torch.tensor([rank == 0])), longest(3 + rank, x.device)
 
 
+def lacked(rank):
+    """Only the first process has pictures, and a gradient for them: it comes back from the other, too."""
+    x = torch.ones(2, 3 - rank, 4, requires_grad=rank == 0)
+    there = torch.full((2,), rank == 0)
+    rows = _gathered(Tokens(x, there[:, None].expand(x.shape[:2]), None, there))
+    (rows.tokens * (rank + 1)).sum().backward()
+    return torch.zeros(()) if x.grad is None else x.grad, rows.mask
+
+
 def refused(rank):
     for settings, says in (
         ({"queue": 6}, "queue: 6 is no multiple of the 4 vectors"),
@@ -100,7 +110,7 @@ def work(rank, folder):
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=WORLD, timeout=timedelta(seconds=60))
     assert processes() == WORLD
     part = shares()[0][rank]
-    torch.save([contrasted(rank), matched(part), matched(part, "local"), gathered(rank)], f"{folder}/{rank}.pt")
+    torch.save([contrasted(rank), matched(part), matched(part, "local"), gathered(rank), lacked(rank)], f"{folder}/{rank}.pt")
     refused(rank)
     dist.destroy_process_group()
 
@@ -144,3 +154,10 @@ def test_rows_of_all(found):
         assert gradient.flatten().tolist() == [3 * (2 * rank + 1), 3 * (2 * rank + 2)]
         assert claims.tolist() == [True, False]
         assert length == 4
+
+
+def test_a_process_without_pictures_takes_part(found):
+    (gradient, mask), (nothing, _) = (of[4] for of in found)
+    assert gradient.unique().tolist() == [3]
+    assert nothing == 0
+    assert mask.tolist() == [[True] * 3] * 2 + [[False] * 3] * 2
