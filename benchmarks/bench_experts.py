@@ -5,7 +5,6 @@
 
 import ctypes
 import json
-import statistics
 import subprocess
 import sys
 import time
@@ -51,11 +50,6 @@ def masked(part: nn.Module, x: Tensor, runs: Sequence[tuple[str, int]]) -> Tenso
     return sum((own(x) * (expert == i)[:, None] for i, own in enumerate(part.values())), torch.zeros(()))
 
 
-def sliced(experts: Sequence[nn.Module], x: Tensor, sizes: list[int]) -> Tensor:
-    """The same slices without `expert_linear`: a product each, laid side by side, and no weights laid on one another."""
-    return torch.cat([expert(piece) for expert, piece in zip(experts, x.split(sizes, 1), strict=True)], 1)
-
-
 def make_calls(size: Size, how: str) -> dict[str, Callable[[], Tensor]]:
     """The same block and the same tokens, each way."""
     torch.manual_seed(0)
@@ -78,11 +72,7 @@ def make_calls(size: Size, how: str) -> dict[str, Callable[[], Tensor]]:
         with patch.object(block, "routed", masked):
             return run()
 
-    def run_sliced() -> Tensor:
-        with patch.object(block, "_linear", sliced):
-            return run()
-
-    return {"routed": run, "masked": run_masked, "sliced": run_sliced}
+    return {"routed": run, "masked": run_masked}
 
 
 def peaks(name: str, how: str) -> None:
@@ -125,16 +115,8 @@ def one_thread():
 def test_block(benchmark, name, how):
     """Of the matrices of the block two thirds are the feed-forward's; with two experts a mask makes it twice as much."""
     calls = make_calls(SIZES[name], how)
-    for other in ("masked", "sliced"):
-        torch.testing.assert_close(calls["routed"](), calls[other](), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(calls["routed"](), calls["masked"](), rtol=1e-4, atol=1e-4)
     found = beside(benchmark, calls["routed"], calls["masked"], rounds=7)
-    ratios = []
-    for _ in range(7):
-        start = time.process_time()
-        calls["routed"]()
-        middle = time.process_time()
-        calls["sliced"]()
-        ratios.append((time.process_time() - middle) / (middle - start))
     memory = peaks_apart(name, how) if RESET.is_file() else {}
-    about = {"size": SIZES[name]._asdict(), "sliced_of_routed": statistics.median(ratios), "command": "pytest benchmarks/bench_experts.py"}
+    about = {"size": SIZES[name]._asdict(), "command": "pytest benchmarks/bench_experts.py"}
     keep(benchmark, f"a block of experts, {name}, {how}, of masked experts", found, target=None, packages=("torch",), **about, **memory)

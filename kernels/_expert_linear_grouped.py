@@ -1,4 +1,4 @@
-"""The library matmuls of `expert_linear`: one expert's rows at a time, gathered where they lie mixed, as views where they lie together."""
+"""The library matmuls of `expert_linear` for rows that lie mixed: gathered, one expert's at a time."""
 
 from __future__ import annotations
 
@@ -27,32 +27,6 @@ def backward(dy: Tensor, x: Tensor, weights: Tensor, order: Tensor, starts: Tens
         if needs[0]:
             dx.index_copy_(0, rows, mine @ weights[e])
         _sum_over_rows(mine, x.index_select(0, rows) if needs[1] else x, dw, db, e, needs)
-    return dx, dw, db
-
-
-def forward_runs(x: Tensor, weights: Tensor, biases: Tensor | None, sizes: list[int]) -> Tensor:
-    """(B, N, D_out) from x (B, N, D_in) whose tokens belong to one expert after the other."""
-    y = x.new_empty(*x.shape[:2], weights.shape[1])
-    for e, (part, out) in enumerate(zip(x.split(sizes, 1), y.split(sizes, 1), strict=True)):
-        weight = weights[e].T
-        if biases is None:
-            torch.bmm(part, weight.expand(len(x), -1, -1), out=out)
-        elif len(x) == 1:
-            torch.addmm(biases[e], part[0], weight, out=out[0])  # the library adds the bias before it writes
-        else:
-            torch.baddbmm(biases[e], part, weight.expand(len(x), -1, -1), out=out)
-    return y
-
-
-def backward_runs(dy: Tensor, x: Tensor, weights: Tensor, sizes: list[int], needs: list[bool]) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of x, weights and biases; empty where not needed."""
-    dx, dw, db = _room(x, weights, needs)
-    for e, (mine, part) in enumerate(zip(dy.split(sizes, 1), x.split(sizes, 1), strict=True)):
-        if needs[0]:
-            out = dx.split(sizes, 1)[e]
-            torch.bmm(mine, weights[e].expand(len(x), -1, -1), out=out)
-        if needs[1] or needs[2]:
-            _sum_over_rows(mine.flatten(0, 1), part.flatten(0, 1), dw, db, e, needs)
     return dx, dw, db
 
 

@@ -60,8 +60,8 @@ def _check_range(expert: Tensor, experts: int) -> None:
 
 def expert_linear(
     x: Tensor,
-    weights: Tensor,
-    biases: Tensor | None = None,
+    weights: Tensor | Sequence[Tensor],
+    biases: Tensor | Sequence[Tensor] | None = None,
     *,
     expert: Tensor | Routing | None = None,
     sizes: Sequence[int] | None = None,
@@ -75,15 +75,16 @@ def expert_linear(
     A row without an expert (-1) gives a row of zeros and gets a gradient of zeros; an expert without rows gets a gradient of zeros.
     What stands in the rows of one expert, NaN included, never reaches the gradient of another. Products of float32 are as exact as
     `torch.set_float32_matmul_precision` says. Results repeat bit for bit. Under autocast, arguments are cast as those of `F.linear` are.
-    Reverse mode only: no jvp, vmap or other transforms of `torch.func`, but with impl="reference".
+    With ``expert`` reverse mode only: no jvp, vmap or other transforms of `torch.func`, but with impl="reference".
 
     Args:
         x: (..., D_in), of any strides; float16, bfloat16, float32 or float64, as the weights.
-        weights: (E, D_out, D_in), each as `nn.Linear` holds it; experts that are modules of their own: `torch.stack` of theirs.
-        biases: (E, D_out), or None.
+        weights: (E, D_out, D_in), each as `nn.Linear` holds it; or a list of E, of experts that are modules of their own, which with
+            ``sizes`` is not laid together.
+        biases: (E, D_out), or a list of E, or None.
         expert: (...) int64, the expert of each row, -1 for none; or what `route` made of it. For modalities that alternate.
         sizes: Instead of ``expert``: how many tokens of x (..., N, D_in) each expert has, in order, N together. For modalities that
-            lie one after the other: nothing is gathered or copied, but for the gradient of the weights over several sequences.
+            lie one after the other: each slice is a product of its own.
         impl: reference: every row through every expert, masked; differentiable twice. grouped: library matmuls of one expert's rows at
             a time; waits for the device where ``expert`` lies on one. triton: one grouped matmul, rows gathered as they are loaded. auto:
             triton for ``expert`` on CUDA (capability 8.0 or more, not float64), else grouped.
@@ -94,18 +95,20 @@ def expert_linear(
     Raises:
         TypeError: On what is no tensor, or on sizes that are no whole numbers.
         ValueError: On shapes, dtypes, devices or an ``impl`` that do not fit; see `route` for values.
-        RuntimeError: On a second derivative, but for impl="reference"; NotImplementedError on one in forward mode.
+        RuntimeError: On a second derivative with ``expert``, but for impl="reference"; NotImplementedError on one in forward mode.
     """
     _check(x, weights, biases, expert, sizes, impl)
+    if sizes is not None and impl in ("auto", "grouped"):
+        own = [None] * len(sizes) if biases is None else biases
+        slices = (piece.contiguous() for piece in x.split(list(sizes), -2))  # torch adds the bias within the product only to such
+        return torch.cat([F.linear(*of) for of in zip(slices, weights, own, strict=True)], -2)
+    weights, biases = _together(weights), None if biases is None else _together(biases)
     if impl != "reference":
         refuse_forward_mode("expert_linear", (x, weights, biases))
     x, weights, biases = _autocast(x, weights, biases)
     *lead, d_in = x.shape
     E, d_out, _ = weights.shape
     if sizes is not None:
-        if impl in ("auto", "grouped"):
-            B, N = math.prod(lead[:-1]), lead[-1]
-            return _runs(x.reshape(B, N, d_in), weights, biases, list(sizes)).reshape(*lead, d_out)
         expert = torch.cat([torch.full((size,), e, device=x.device) for e, size in enumerate(sizes)]).expand(lead)
     assert expert is not None
     if impl == "reference":
@@ -118,19 +121,29 @@ def expert_linear(
     return y.reshape(*lead, d_out)
 
 
+def _together(tensors: Tensor | Sequence[Tensor]) -> Tensor:
+    return tensors if isinstance(tensors, Tensor) else torch.stack(list(tensors))
+
+
 def _check(
-    x: Tensor, weights: Tensor, biases: Tensor | None, expert: Tensor | Routing | None, sizes: Sequence[int] | None, impl: str
+    x: Tensor,
+    weights: Tensor | Sequence[Tensor],
+    biases: Tensor | Sequence[Tensor] | None,
+    expert: Tensor | Routing | None,
+    sizes: Sequence[int] | None,
+    impl: str,
 ) -> None:
     if impl not in get_args(Impl):
         raise ValueError(f"impl={impl!r} is no choice: one of {', '.join(get_args(Impl))}")
     _check_types(x, weights, biases, expert, sizes)
-    if weights.ndim != 3 or x.ndim < 2 or x.shape[-1] != weights.shape[2]:
-        raise ValueError(f"x must be (..., D_in) and weights (E, D_out, D_in), not {tuple(x.shape)} and {tuple(weights.shape)}")
-    tensors, E = {"x": x, "weights": weights, "biases": biases}, len(weights)
+    shape = _shape(weights)
+    if len(shape) != 3 or x.ndim < 2 or x.shape[-1] != shape[2]:
+        raise ValueError(f"x must be (..., D_in) and weights (E, D_out, D_in), not {tuple(x.shape)} and {shape}")
+    tensors, E = {"x": x} | _each("weights", weights) | _each("biases", biases), shape[0]
     placed = {**tensors, "expert": expert.order if isinstance(expert, Routing) else expert}
     faults = faults_of_floats(tensors) + faults_of_devices(placed)
-    if biases is not None and biases.shape != weights.shape[:2]:
-        faults.append(f"biases must be {tuple(weights.shape[:2])}, not {tuple(biases.shape)}")
+    if biases is not None and _shape(biases) != shape[:2]:
+        faults.append(f"biases must be {shape[:2]}, not {_shape(biases)}")
     if (expert is None) == (sizes is None):
         faults.append("the experts of the rows are named by expert or by sizes, by one of the two")
     elif sizes is not None:
@@ -142,8 +155,8 @@ def _check(
             faults.append(f"the routing is one of {of}, but here are {tuple(x.shape[:-1])} and {E}")
     elif expert is not None and (expert.shape != x.shape[:-1] or expert.dtype != torch.int64):
         faults.append(f"expert must be {tuple(x.shape[:-1])} int64, not {tuple(expert.shape)} {named(expert.dtype)}")
-    dtypes = {t.dtype for t in (x, weights, biases) if t is not None}
-    if x.device.type == "meta":
+    dtypes = {t.dtype for t in tensors.values() if t is not None}
+    if x.device.type == "meta" and sizes is None:
         faults.append("x lies on meta, where there are no values: move it to a device")
     elif len(dtypes) > 1 and not torch.is_autocast_enabled(x.device.type):
         faults.append(f"x, weights and biases must have one dtype, not {', '.join(sorted(map(named, dtypes)))}")
@@ -153,13 +166,28 @@ def _check(
 
 def _check_types(x: object, weights: object, biases: object, expert: object, sizes: object) -> None:
     where = {} if isinstance(expert, Routing) else {"expert": expert}
-    faults = faults_of_types({"x": x, "weights": weights}, {"biases": biases, **where})
+    faults = faults_of_types({"x": x} | _each("weights", weights), _each("biases", biases) | where)
     if isinstance(sizes, str) or not isinstance(sizes, Sequence | None):
         faults.append(f"sizes must be a sequence of whole numbers, not {type_named(sizes)}")
     elif wrong := [size for size in sizes or () if not isinstance(size, Integral)]:
         faults.append(f"sizes must be whole numbers, not {type_named(wrong[0])}")
     if faults:
         raise TypeError("; ".join(faults))
+
+
+def _each(name: str, given: Any) -> dict[str, Any]:
+    """One tensor by its name, or those of a list by name and number."""
+    return {f"{name}[{i}]": value for i, value in enumerate(given)} if isinstance(given, list | tuple) else {name: given}
+
+
+def _shape(given: Tensor | Sequence[Tensor]) -> tuple[int, ...]:
+    """That of all together."""
+    if isinstance(given, Tensor):
+        return tuple(given.shape)
+    shapes = {tuple(each.shape) for each in given}
+    if len(shapes) != 1:
+        raise ValueError(f"a list of weights or biases must be of one shape, not {', '.join(map(str, sorted(shapes))) or 'empty'}")
+    return (len(given), *shapes.pop())
 
 
 def _autocast(x: Tensor, weights: Tensor, biases: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -206,21 +234,6 @@ def _rows_backward(
         return backward(dy, x, weights, order, starts, needs)
 
 
-@torch.library.custom_op(f"{_NAME}::runs", mutates_args=())
-def _runs(x: Tensor, weights: Tensor, biases: Tensor | None, sizes: list[int]) -> Tensor:
-    return grouped.forward_runs(x, weights, biases, sizes)
-
-
-@_runs.register_fake
-def _(x, weights, biases, sizes):
-    return x.new_empty(*x.shape[:2], weights.shape[1])
-
-
-@torch.library.custom_op(f"{_NAME}::runs_backward", mutates_args=())
-def _runs_backward(dy: Tensor, x: Tensor, weights: Tensor, sizes: list[int], needs: list[bool]) -> tuple[Tensor, Tensor, Tensor]:
-    return grouped.backward_runs(dy, x, weights, sizes, needs)
-
-
 def _fake_gradients(x: Tensor, weights: Tensor, needs: list[bool]) -> tuple[Tensor, Tensor, Tensor]:
     shapes = (x.shape, weights.shape, weights.shape[:2])
     dx, dw, db = (x.new_empty(shape if needed else (0,)) for shape, needed in zip(shapes, needs, strict=True))
@@ -228,7 +241,6 @@ def _fake_gradients(x: Tensor, weights: Tensor, needs: list[bool]) -> tuple[Tens
 
 
 _rows_backward.register_fake(lambda dy, x, weights, order, starts, needs, impl: _fake_gradients(x, weights, needs))
-_runs_backward.register_fake(lambda dy, x, weights, sizes, needs: _fake_gradients(x, weights, needs))
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -247,16 +259,9 @@ def _through_rows(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
     return (*_given(ctx, gradients), None, None, None)
 
 
-def _through_runs(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-    gradients = _runs_backward(dy.contiguous(), *ctx.saved_tensors, *ctx.choice, list(ctx.needs_input_grad[:3]))
-    return (*_given(ctx, gradients), None)
-
-
 def _refuse_twice(ctx: Any, *gradients: Tensor) -> None:
     raise RuntimeError("expert_linear has first derivatives only: for second ones, as with create_graph=True, write impl='reference'")
 
 
 _rows.register_autograd(_through_rows, setup_context=_keep)
-_runs.register_autograd(_through_runs, setup_context=_keep)
 _rows_backward.register_autograd(_refuse_twice)
-_runs_backward.register_autograd(_refuse_twice)

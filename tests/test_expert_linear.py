@@ -65,6 +65,21 @@ class TestValues:
         y = expert_linear(x, weights, biases, sizes=sizes, impl=impl)
         check(y, truth(x, weights, biases, of_sizes(sizes, *lead)), (x, weights, biases), EXACT)
 
+    @pytest.mark.parametrize("impl", ["auto", "reference", "grouped"])
+    @pytest.mark.parametrize("where", [{"expert": torch.arange(20).reshape(2, 10) % 4 - 1}, {"sizes": SIZES}])
+    def test_experts_as_a_list(self, impl, where):
+        x, (weights, biases) = rows(2, 10), parameters()
+        y = expert_linear(x, list(weights), tuple(biases), **where, impl=impl)
+        check(y, expert_linear(x, weights, biases, **where, impl=impl), (x, weights, biases), EXACT)
+
+    def test_experts_of_a_list_are_not_laid_together(self):
+        x, linears = rows(2, 10), [torch.nn.Linear(D_IN, D_OUT, dtype=DOUBLE) for _ in SIZES]
+        kept: list[Tensor] = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: (kept.append(t), t)[1], lambda t: t):
+            expert_linear(x, [e.weight for e in linears], [e.bias for e in linears], sizes=SIZES)
+        own = {e.weight.data_ptr() for e in linears}
+        assert {t.data_ptr() for t in kept if D_OUT in t.shape} <= own
+
     def test_gradcheck(self):
         x, (weights, biases) = rows(2, 10), parameters()
         expert = torch.randint(-1, EXPERTS, (2, 10))
@@ -180,21 +195,18 @@ class TestWithTorch:
     @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # opcheck looks at it
     def test_operations_keep_the_rules_of_custom_ones(self):
         x, (weights, biases), (_, order, starts) = rows(10), parameters(), route(torch.arange(10) % 4 - 1, EXPERTS)
-        runs = rows(2, 10)
         opcheck(module._rows, (x, weights, biases, order, starts, "grouped"))
         opcheck(module._rows, (x, weights, None, order, starts, "grouped"))
-        opcheck(module._runs, (runs, weights, biases, list(SIZES)))
-        x, runs, weights = x.detach(), runs.detach(), weights.detach()
+        x, weights = x.detach(), weights.detach()
         opcheck(module._rows_backward, (torch.randn(10, D_OUT, dtype=DOUBLE), x, weights, order, starts, [True, False, True], "grouped"))
-        opcheck(module._runs_backward, (torch.randn(2, 10, D_OUT, dtype=DOUBLE), runs, weights, list(SIZES), [False, True, True]))
 
-    @pytest.mark.parametrize("where", [{"expert": torch.arange(20).reshape(2, 10) % 4 - 1}, {"sizes": SIZES}])
-    def test_a_second_derivative_is_refused_but_by_the_reference(self, where):
-        x, (weights, biases) = rows(2, 10), parameters()
+    def test_a_second_derivative_is_refused_but_by_the_reference(self):
+        x, (weights, biases), where = rows(2, 10), parameters(), {"expert": torch.arange(20).reshape(2, 10) % 4 - 1}
         (once,) = torch.autograd.grad(expert_linear(x, weights, biases, **where).square().sum(), x, create_graph=True)
         with pytest.raises(RuntimeError, match=r"expert_linear has first derivatives only.*write impl='reference'"):
             once.sum().backward()
         assert torch.autograd.gradgradcheck(lambda *t: expert_linear(*t, **where, impl="reference"), (x, weights, biases))
+        assert torch.autograd.gradgradcheck(lambda *t: expert_linear(*t, sizes=SIZES), (x, weights, biases))
 
     @pytest.mark.parametrize("where", [{"expert": torch.arange(20).reshape(2, 10) % 4 - 1}, {"sizes": SIZES}])
     def test_autocast_casts_as_for_a_linear_layer(self, where):
@@ -232,6 +244,9 @@ class TestErrors:
                 },
                 "x lies on meta, where there are no values",
             ),
+            ({"weights": [torch.randn(7, 5), torch.randn(7, 4)]}, r"of one shape, not \(7, 4\), \(7, 5\)"),
+            ({"weights": []}, "of one shape, not empty"),
+            ({"weights": [*torch.randn(2, 7, 5), torch.randn(7, 5).double()]}, "one dtype, not float32, float64"),
             ({"impl": "fast"}, "impl='fast' is no choice: one of auto, reference, grouped, triton"),
             (
                 {"impl": "triton"},
@@ -267,17 +282,17 @@ class TestErrors:
             expert_linear(rows(4), *parameters(), expert=torch.tensor([0, 1, number, -1]), impl=impl)
 
     @pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # by torch itself, when it first meets forward mode
-    @pytest.mark.parametrize("where", [{"expert": torch.arange(10) % 4 - 1}, {"sizes": SIZES}])
-    def test_forward_mode_is_refused_but_by_the_reference(self, where):
-        x, (weights, biases) = rows(10).detach(), parameters()
-        expected = truth(torch.ones_like(x), weights, torch.zeros_like(biases), where.get("expert", of_sizes(SIZES)))
+    def test_forward_mode_is_refused_but_by_the_reference(self):
+        x, (weights, biases), expert = rows(10).detach(), parameters(), torch.arange(10) % 4 - 1
 
-        def tangent(impl: str) -> Tensor:
-            return torch.func.jvp(lambda x: expert_linear(x, weights, biases, **where, impl=impl), (x,), (torch.ones_like(x),))[1]
+        def tangent(**where: object) -> Tensor:
+            return torch.func.jvp(lambda x: expert_linear(x, weights, biases, **where), (x,), (torch.ones_like(x),))[1]
 
-        torch.testing.assert_close(tangent("reference"), expected, **EXACT)
+        for where in ({"expert": expert, "impl": "reference"}, {"sizes": SIZES}):
+            expected = truth(torch.ones_like(x), weights, torch.zeros_like(biases), where.get("expert", of_sizes(SIZES)))
+            torch.testing.assert_close(tangent(**where), expected, **EXACT)
         with pytest.raises(NotImplementedError, match=r"expert_linear has no forward-mode derivatives .*write impl='reference'"):
-            tangent("grouped")
+            tangent(expert=expert, impl="grouped")
 
     def test_triton_refuses_float64(self):
         with pytest.raises(ValueError, match=r"not in float64: write impl='grouped'"):

@@ -175,10 +175,10 @@ def routed(part: nn.Module, x: Tensor, runs: Sequence[tuple[str, int]]) -> Tenso
 
 
 def _linear(experts: Sequence[Any], x: Tensor, sizes: list[int]) -> Tensor:
-    """Each stretch through its own map, at once where maps are plain: adapters are not, and on ``meta`` there is nothing to multiply."""
-    if x.device.type != "meta" and all(type(expert) is nn.Linear for expert in experts):
-        weights, biases = torch.stack([e.weight for e in experts]), [e.bias for e in experts]
-        return expert_linear(x, weights, None if biases[0] is None else torch.stack(biases), sizes=sizes)
+    """Each stretch through its own map; adapters are more than a weight and a bias."""
+    if all(type(expert) is nn.Linear for expert in experts):
+        biases = [expert.bias for expert in experts]
+        return expert_linear(x, [expert.weight for expert in experts], None if biases[0] is None else biases, sizes=sizes)
     return torch.cat([expert(piece) for expert, piece in zip(experts, x.split(sizes, 1), strict=True)], 1)
 
 
