@@ -643,14 +643,14 @@ def test_a_block_of_experts_multiplies_at_once(monkeypatch):
     """A pair's maps go through the kernel: of each block queries, what attention read, and both layers of the feed-forward."""
     trunk, calls = heat(Trunk(MULTIWAY, 2, banks=EVERYTHING)), []
 
-    def watched(x: Tensor, weights: Tensor, bias: Tensor | None, *, sizes: list[int]) -> Tensor:
-        calls.append((tuple(weights.shape), list(sizes)))
-        return expert_linear(x, weights, bias, sizes=sizes)
+    def watched(x: Tensor, weights: list[Tensor], biases: list[Tensor] | None, *, sizes: list[int]) -> Tensor:
+        calls.append(([tuple(each.shape) for each in weights], list(sizes)))
+        return expert_linear(x, weights, biases, sizes=sizes)
 
     monkeypatch.setattr("zoo.block.expert_linear", watched)
     trunk(tokens(), route=STRETCHES)
-    shapes = [(2, 3 * D, D), (2, D, D), (2, HIDDEN, D), (2, D, HIDDEN)]
-    assert calls == [(shape, [4, 3]) for shape in shapes] * 2
+    shapes = [(3 * D, D), (D, D), (HIDDEN, D), (D, HIDDEN)]
+    assert calls == [([shape] * 2, [4, 3]) for shape in shapes] * 2
     calls.clear()
     trunk(tokens(), route="text")
     assert not calls
