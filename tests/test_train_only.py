@@ -62,6 +62,13 @@ def test_only_what_is_named_moves(tmp_path, checkpointing):
     assert "embed.words.weight" in changed
 
 
+def test_what_no_objective_reads_is_nothing_to_learn(tmp_path):
+    recipe = load_recipe(ALBEF | {"objective": "mlm", "train_only": ["text_projection"], "out": str(tmp_path / "run")})
+    says = "objective: what is trained is text_projection, and mlm reads none of it, so there is nothing to learn: .*, of vision, embed, "
+    with pytest.raises(ZooError, match=says):
+        train(recipe)
+
+
 VLMO = {
     "model": {"name": "vlmo", "size": "tiny"},
     "objective": {"name": "mdm", "text": 0.5, "image": 0, "pair_text": 0, "pair_image": 0},

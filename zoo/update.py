@@ -14,6 +14,7 @@ from torch.distributed.tensor import DTensor
 
 from zoo import gradcache
 from zoo.checkpoint import Position
+from zoo.config import split_spec
 from zoo.distributed import mean_gradients
 from zoo.errors import Diverged, Failure, ZooError
 from zoo.joints import Correcting, Merging, Modulating, Phase, Schedule, Supplementing
@@ -105,6 +106,7 @@ class Updater:
         """Add the gradient of a batch's loss to the parameters'."""
 
         def apply(loss: Loss) -> None:
+            self._check_trains(loss)
             self._check_loss(loss, position)
             self.accelerator.backward(loss.total / self.recipe.run.accumulate)
 
@@ -151,6 +153,17 @@ class Updater:
     def _put_gradients(self, gradients: Mapping[str, Tensor]) -> None:
         for name, parameter in self.step.named_parameters():
             parameter.grad = gradients.get(name)
+
+    def _check_trains(self, loss: Loss) -> None:
+        """Whether anything that is trained had a part in the loss: a list of what alone is trained may name what no objective reads."""
+        if loss.total.requires_grad:
+            return
+        trained = dict.fromkeys(n.removeprefix("model.").partition(".")[0] for n, p in self.step.named_parameters() if p.requires_grad)
+        others = [name for name, m in self.step.model.named_children() if name not in trained and next(m.parameters(), None) is not None]
+        raise ZooError(
+            f"objective: what is trained is {', '.join(trained)}, and {split_spec(self.recipe.objective)[0]} reads none of it, so there is "
+            f"nothing to learn: write another objective, or let train_only and freeze leave others to train, of {', '.join(others)}"
+        )
 
     def _check_loss(self, loss: Loss, position: Position) -> None:
         total = self.accelerator.reduce(loss.total.detach(), "mean")  # else one process would stop, and the others wait for it
