@@ -87,6 +87,10 @@ class TestClip:
         with pytest.raises(ZooError, match=r"itc\.on: "):
             make("objective", "itc", on=on).bind(Small())
 
+    def test_an_output_that_only_some_settings_give(self):
+        with pytest.raises(ZooError, match=r"'pair_text'.*; a model's settings and fusion decide what it gives: .*leave this itc out"):
+            make("objective", "itc", on=["pair_image", "pair_text"]).bind(Small())
+
 
 class TestTemperature:
     @pytest.mark.parametrize(

@@ -50,5 +50,7 @@ def test_pairs_that_lack_a_side_do_not_count():
 
 
 def test_a_model_that_writes_nothing():
-    with pytest.raises(ZooError, match="lm learns to write captions, and this model writes none"):
+    with pytest.raises(
+        ZooError, match="lm learns to write captions, and this model writes none: leave lm out, or write blip, coca or beit_3"
+    ):
         make("objective", "lm").bind(torch.nn.Linear(1, 1))

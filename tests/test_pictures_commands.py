@@ -175,7 +175,7 @@ class TestZeroshot:
             library.build("notellm2", vision={"name": "tiny_image", "dim": 32, "layers": 1, "image_size": 16}, connector="linear", **small),
             place / "items",
         )
-        with pytest.raises(ZooError, match=r"is a NoteLLM2, which reads .*: take one of pictures and texts, a clip, albef, blip or coca"):
+        with pytest.raises(ZooError, match=r"is a NoteLLM2, which gives no vectors of pictures and texts: take a clip, .* vlmo or beit_3"):
             zeroshot_files(place / "items", find_pictures([place / "pictures"]), COLOURS)
 
 
@@ -281,6 +281,18 @@ class TestEmbedAndSearch:
         found = search_notes(place / "blip", vectors[1], {"image": place / "pictures" / NAMES[1]}, k=5)
         assert [hit["note_id"] for hit in found] == [TEXTS[i] for i in np.argsort(-cosines)]
 
+    @pytest.mark.parametrize("name", ["vqa", "nlvr2", "visual_tokenizer"])
+    def test_a_model_without_vectors_of_both_is_refused(self, place, tmp_path, name):
+        base = {"base": {"name": "beit_3", "layers": 2, "image_size": 16}}
+        teacher = {"teacher": {"name": "tiny_image", "dim": 24, "heads": 2, "layers": 1, "image_size": 32}}
+        settings = {"vqa": {"classes": 3, **base}, "nlvr2": base, "visual_tokenizer": teacher}
+        library.save(library.build(name, **settings[name]), tmp_path / name)
+        for notes in (place / "pictures", None):
+            with pytest.raises(ZooError, match=r"which gives no vectors of notes, nor of pictures and texts: take .* vlmo or beit_3"):
+                embed_notes(tmp_path / name, tmp_path / "v.parquet", notes=notes)
+        with pytest.raises(ZooError, match=r"which gives no vectors of pictures and texts: take a clip, .* vlmo or beit_3"):
+            zeroshot_files(tmp_path / name, find_pictures([place / "pictures"]), COLOURS)
+
     @pytest.mark.parametrize("side", ["text", "image"])
     def test_what_is_near_is_read_again(self, place, vectors, side):
         cosines, logits = one_by_one(library.load(place / "blip"), rows_of(place))  # (6, 5) pictures and texts
@@ -312,6 +324,7 @@ class TestEmbedAndSearch:
         )
         refused("and the query is one of the file's own", *search, "--note", "red.PNG", "--rerank", 10)
         refused("is asked with --text or --image, one of the two, and not with --title", *search, "--title", "red")
+        refused("the text of the query is empty: write what is sought", *search, "--text", " ")
         refused("and not with --image, --text", *search, "--text", "red", "--image", "pictures/red.PNG")
         refused("and not with --topic, --text", *search, "--text", "red", "--topic", "colours")
         refused(

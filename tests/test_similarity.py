@@ -46,6 +46,15 @@ def test_what_are_no_rows(model):
         model.encode("")
 
 
+@pytest.mark.parametrize("name", ["clip", "vlmo", "beit_3"])
+def test_what_are_no_rows_of_pictures_and_texts(name):
+    made = build(name, vision=TINY["vision"], dim=16) if name == "clip" else build(name, size="tiny")
+    made.trained = True
+    for given, kind in ((None, "NoneType"), (({"text": text} for text in "ab"), "generator")):
+        with pytest.raises(ZooError, match=f"encode takes a row or a list of rows, not a {kind}"):
+            made.encode(given)
+
+
 def test_a_string_for_a_model_that_reads_no_title(model, monkeypatch):
     monkeypatch.setattr(model.processor, "keys", lambda: ("question", "image"))
     with pytest.raises(ZooError, match=r"reads no title, so a string means nothing to it: write \{\.\.\.\} with any of question, image"):

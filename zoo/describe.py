@@ -12,6 +12,7 @@ from zoo.abilities import Captioning
 from zoo.captions import caption, check_able
 from zoo.errors import ZooError
 from zoo.hub import load
+from zoo.models._pictures import PictureTextModel
 from zoo.picture_files import PictureFiles
 from zoo.questions import embed
 from zoo.sections import Decoding
@@ -99,9 +100,9 @@ def pictures_and_texts(run: str | Path) -> Any:
         ZooError: If it does not give vectors of pictures and of texts.
     """
     model = load(run)
-    if {*model.processor.keys()} != {"image", "text"}:
+    if not isinstance(model, PictureTextModel):
         raise ZooError(
-            f"the model in {run} is a {type(model).__name__}, which reads {', '.join(model.processor.keys())}: "
-            "take one of pictures and texts, a clip, albef, blip or coca"
+            f"the model in {run} is a {type(model).__name__}, which gives no vectors of pictures and texts: "
+            "take a clip, albef, blip, coca, vlmo or beit_3"
         )
     return model

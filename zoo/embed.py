@@ -18,6 +18,7 @@ from zoo.evaluate.modalities import Altered
 from zoo.evaluate.retrieval import Input
 from zoo.files import check_target
 from zoo.hub import load, model_hash
+from zoo.models._pictures import PictureTextModel
 from zoo.picture_files import PictureFiles, find_pictures, read_lines
 from zoo.questions import HIDDEN, embed
 from zoo.recipe import load_recipe
@@ -57,13 +58,18 @@ def embed_notes(
         How many vectors were written. A note in which the model sees nothing has the zero vector.
 
     Raises:
-        ZooError: If there is no such run, a fault in the data, or not one note at a time.
+        ZooError: If there is no such run, its model gives no such vectors, a fault in the data, or not one note at a time.
     """
     if batch_size < 1:
         raise ZooError(f"batch_size = {batch_size}: write 1 or more")
     check_target(Path(out), "--out")
     made_by = model_hash(run)
     model = load(run)
+    if not reads_captions(model) and "title" not in tuple(model.processor.keys()):
+        raise ZooError(
+            f"the model in {run} is a {type(model).__name__}, which gives no vectors of notes, nor of pictures and texts: "
+            "take a model of notes, or a clip, albef, blip, coca, vlmo or beit_3"
+        )
     if skip_broken and not (reads_captions(model) and notes is not None and Path(notes).is_dir()):
         raise ZooError("--skip-broken is for a folder of pictures, which only a model of pictures and texts takes: leave it out")
     if reads_captions(model):
@@ -206,8 +212,8 @@ def _read_together(model: Any, path: Path, query: Mapping[str, Any], hits: list[
 
 
 def reads_captions(model: Any) -> bool:
-    """Whether a model is one of pictures and texts."""
-    return {*model.processor.keys()} == {"image", "text"}
+    """Whether a model is one of pictures and texts, each of which has a vector."""
+    return isinstance(model, PictureTextModel)
 
 
 def _check_query(model: Any, query: Mapping[str, Any]) -> None:
@@ -215,6 +221,8 @@ def _check_query(model: Any, query: Mapping[str, Any]) -> None:
     asked = ", ".join(f"--{key}" for key in query)
     if reads_captions(model) and set(query) not in ({"text"}, {"image"}):
         raise ZooError(f"a model of pictures and texts is asked with --text or --image, one of the two, and not with {asked}")
+    if reads_captions(model) and isinstance(text := query.get("text"), str) and not text.strip():
+        raise ZooError("the text of the query is empty: write what is sought, --text 'a red house'")
     if not reads_captions(model) and "text" in query:
         raise ZooError(f"a model of items is asked with --title, --topic, --content and --image, and not with {asked}")
 

@@ -219,7 +219,7 @@ def _titled(rows: Rows) -> Any:
 
 def _of(rows: Any) -> str:
     """Which embedding rows have, by the first of them."""
-    first = rows if isinstance(rows, Mapping) else rows[0] if len(rows) else {}
+    first = rows if isinstance(rows, Mapping) else rows[0] if isinstance(rows, Sequence) and len(rows) else {}  # `encode` refuses the rest
     given = {"image": first.get("image") is not None, "text": bool(first.get("text"))} if isinstance(first, Mapping) else {}
     kinds = [key for key, is_there in given.items() if is_there]  # of an array nobody can say whether it is true
     if len(kinds) == 2:

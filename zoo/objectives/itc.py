@@ -107,6 +107,8 @@ class Itc(nn.Module):
         """
         names = self._names(model)
         faults = [unknown("output of this model", name, model.outputs) for name in names if name not in model.outputs]
+        if faults:
+            faults[-1] += "; a model's settings and fusion decide what it gives: write others, or leave this itc out"
         if len(set(names)) != 2 or len(names) != 2:
             faults.append(f"write two different outputs of {', '.join(model.outputs)}, not {list(names)}")
         if faults:

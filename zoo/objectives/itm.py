@@ -67,7 +67,10 @@ class Itm(nn.Module):
             ZooError: If it does not.
         """
         if not isinstance(model, Matching):
-            raise ZooError("itm asks the model which pictures and texts belong together, and this one has no answer: leave itm out")
+            raise ZooError(
+                "itm asks the model which pictures and texts belong together, and this one has no answer: leave itm out, or write "
+                "albef, blip or vlmo"
+            )
 
     def forward(self, model: Any, batch: Batch) -> Loss:
         """The loss; part: ``matched``, the share of the pairs that was told right."""

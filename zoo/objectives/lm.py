@@ -38,7 +38,7 @@ class Lm(nn.Module):
             ZooError: If it does not.
         """
         if not isinstance(model, Captioning):
-            raise ZooError("lm learns to write captions, and this model writes none: leave lm out")
+            raise ZooError("lm learns to write captions, and this model writes none: leave lm out, or write blip, coca or beit_3")
 
     def forward(self, model: Any, batch: Batch) -> Loss:
         """The loss; no further parts."""
