@@ -22,6 +22,7 @@ from zoo.models._codebook import Codebook
 from zoo.models.visual_tokenizer import SIZES
 from zoo.recipe import load_recipe, recipes
 from zoo.registry import build, register
+from zoo.run import run
 from zoo.train import train
 from zoo.types import Batch, CaptionedData, ModalityInputs
 from zoo.validate import validate
@@ -479,6 +480,13 @@ class TestRuns:
         names = [name for name in given if name.startswith("vision.")]
         assert names
         assert all(torch.equal(taught[name], given[name]) for name in names)
+
+    def test_a_run_that_would_measure_it_is_refused_before_its_teacher_is_trained(self, recipe, tmp_path):
+        with pytest.raises(
+            ZooError, match=r"model: visual_tokenizer gives no vectors of text, so .*: zoo train is the command that trains"
+        ):
+            run(recipe("run", retrieve={"k": [1], "main": {"direction": "text_to_image", "k": 1}}))
+        assert not (tmp_path / "run").exists()
 
     def test_validate(self, recipe):
         report = validate(recipe("run"), rows=8)

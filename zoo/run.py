@@ -7,14 +7,14 @@ import logging
 import platform
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from torch import nn
 
 from zoo.adapters import count
-from zoo.config import split_spec
+from zoo.config import hints_of, split_spec
 from zoo.errors import ZooError, unknown
 from zoo.evaluate.gradients import gradient_shares
 from zoo.evaluate.verdict import compare, verdict
@@ -23,7 +23,7 @@ from zoo.hub import load
 from zoo.metric import DIRECTIONS, Key, Metric, measure_name
 from zoo.questions import ask, ask_classic, check_questions, main_key, questions, split_of
 from zoo.recipe import Recipe, arm, load_recipe, values
-from zoo.registry import make
+from zoo.registry import entry, make
 from zoo.report import examples, report
 from zoo.train import train
 from zoo.types import CaptionedData, Data, LabelledData, PairData
@@ -41,6 +41,13 @@ class Arm(NamedTuple):
     vectors: np.ndarray | None  # (N, D) of its items, both modalities shown; None for a classic baseline and for other data
     more: Mapping[str, Any]  # of classes and of captioned pictures, as `Answer` says
     files: Mapping[str, Any]  # likewise
+
+
+@runtime_checkable
+class _Giving(Protocol):
+    """A class of models all of which give the same embeddings."""
+
+    outputs: Sequence[str]
 
 
 class Outcome(NamedTuple):
@@ -222,12 +229,24 @@ def train_and_measure(recipe: Recipe, data: Data, *, data_root: str | Path | Non
         Failure: If a loss is not finite or a checkpoint is damaged.
         ZooError: On a fault of the recipe or the data.
     """
+    _check_vectors(recipe, data)
     model = train(recipe, loaded=data, data_root=data_root, fresh=fresh)
     found = ask(model, data, recipe)
     parameters = sum(p.numel() for p in model.parameters() if p.requires_grad) + (count(recipe.out) if recipe.adapters else 0)
     parameters = 0 if recipe.run.steps == 0 else parameters
     more = {**found.more, **_gradients(model, recipe)} if isinstance(data, LabelledData) and recipe.run.log_gradients else found.more
     return Arm(found.metrics, parameters, _seconds(recipe.out), found.vectors, more, found.files)
+
+
+def _check_vectors(recipe: Recipe, data: Data) -> None:
+    """Whether pictures and texts can be sought by what a model gives, as far as its class says: before it and its stages are trained."""
+    name = split_spec(recipe.model)[0]
+    made = hints_of(entry("model", name).maker).get("return")
+    if isinstance(data, CaptionedData) and isinstance(made, _Giving) and (lost := {"image", "text"}.difference(made.outputs)):
+        raise ZooError(
+            f"model: {name} gives no vectors of {' and '.join(sorted(lost))}, so there is nothing to retrieve: zoo train is the command "
+            "that trains it, and measures nothing"
+        )
 
 
 def _gradients(model: nn.Module, recipe: Recipe) -> dict[str, Any]:
