@@ -24,6 +24,7 @@ from zoo.types import Batch, ModalityInputs
 
 SIZES = Sizes(length=24, rows=5000)  # the rows of the vocabulary that ships with the zoo
 WORDS = ["<s>", "<pad>", "</s>", "<mask>", "[UNK]", *(f"w{i}" for i in range(115))]
+LAYER = "beit3.encoder.layers.0.self_attn"
 IDS = torch.tensor([[2, 30, 40, 3, 0, 0], [2, 50, 60, 70, 80, 3]])
 PIXELS = torch.from_numpy(numbers("image", (2, 3, 32, 32))).float()
 
@@ -291,6 +292,51 @@ def test_files_that_do_not_fit(tmp_path, state, beit3, what, says):
         convert(saved(tmp_path, wrong(state, beit3, what)), tmp_path / "ours")
     assert says in str(fault.value)
     assert not (tmp_path / "ours").exists()
+
+
+@pytest.mark.parametrize(
+    "name, shape, says",
+    [
+        (f"{LAYER}.q_proj.A.weight", (3, 3), f"{LAYER}.q_proj.A.weight (3, 3), {LAYER}.k_proj.A.weight (64, 64), "),
+        (f"{LAYER}.k_proj.A.weight", (32, 64), "are read as one weight, and should be of one shape"),
+        (_beit3_keys.TABLES[0], (2, 64), f"{_beit3_keys.TABLES[0]}: 0 positions of patches make no square"),
+        (_beit3_keys.TABLES[1], (), f"{_beit3_keys.TABLES[1]} is of shape (), and should have 2 axes"),
+        ("beit3.vision_embed.proj.weight", (64,), "beit3.vision_embed.proj.weight is of shape (64,), and should have 4 axes"),
+        ("transformer.patch_embed.proj.weight", (64, 192), "patch_embed.proj.weight is of shape (64, 192), and should have 4 axes"),
+        ("relative_position_bias_table", (102,), "relative_position_bias_table is of shape (102,), and should have 2 axes"),
+        ("token_type_embeddings.weight", (), "kinds.weight (), not (3, 64)"),
+        ("vqa_classifier.3.weight", (), "vqa_classifier.3.weight is of shape (), and should have 2 axes"),
+    ],
+)
+def test_weights_of_another_shape(tmp_path, state, beit3, name, shape, says):
+    head = {f"vqa_classifier.{i}.{end}": torch.zeros(1) for i in (0, 1, 3) for end in ("weight", "bias")} if "vqa" in name else {}
+    given = {**(beit3 if name.startswith("beit3.") else state), **head, name: torch.zeros(shape)}
+    with pytest.raises(ZooError) as fault:
+        convert(saved(tmp_path, given), tmp_path / "ours")
+    assert says in str(fault.value)
+    assert not (tmp_path / "ours").exists()
+
+
+def test_tables_of_a_beit_of_several_shapes(tmp_path):
+    theirs = Beit(32, 8, embed_dim=64, depth=2, num_heads=4, use_abs_pos_emb=False, use_rel_pos_bias=True, init_values=0.1).state_dict()
+    name = "blocks.1.attn.relative_position_bias_table"
+    with pytest.raises(ZooError, match=rf"{name} is of shape \(3, 4\), and should be \(52, 4\)"):
+        convert(saved(tmp_path, {**theirs, name: torch.zeros(3, 4)}), tmp_path / "ours")
+
+
+@pytest.mark.parametrize(
+    "name, says",
+    [
+        ("beit3.text_embed.weight", "has no beit3.text_embed.weight, and others of its model: the file is not whole"),
+        ("text_embeddings.word_embeddings.weight", "has no text_embeddings.word_embeddings.weight, and others of its model"),
+        ("transformer.blocks.0.norm2_imag.weight", "has nothing for trunk.blocks.0.norm2.image.weight of the model vlmo"),
+    ],
+)
+def test_files_that_are_not_whole_are_known(tmp_path, state, beit3, name, says):
+    given = {key: x for key, x in (beit3 if name.startswith("beit3.") else state).items() if key != name}
+    with pytest.raises(ZooError) as fault:
+        convert(saved(tmp_path, given), tmp_path / "ours")
+    assert says in str(fault.value)
 
 
 @pytest.mark.parametrize(

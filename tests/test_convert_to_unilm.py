@@ -18,11 +18,18 @@ def test_it_goes_to_unilm_and_back(tmp_path, name, settings):
     convert(tmp_path / "ours", tmp_path / "theirs", to="unilm")
     (file,) = (tmp_path / "theirs").glob("*.pth")
     assert file.stem == name.replace("_", "")
-    done = convert(file, tmp_path / "again")
+    done = convert(tmp_path / "theirs", tmp_path / "again")
     assert (done.model, done.drawn) == (name, ["vision.mask"] if name == "vlmo" else [])
     again = zoo.load(tmp_path / "again").state_dict()
     assert again.keys() == model.state_dict().keys()
     assert all(torch.equal(x, model.state_dict()[key]) for key, x in again.items() if key not in done.drawn)
+
+
+def test_a_folder_of_several_files(tmp_path):
+    for name in ("one.pth", "two.pth"):
+        torch.save({"x": torch.zeros(1)}, tmp_path / name)
+    with pytest.raises(ZooError, match=r"holds one\.pth, two\.pth: name the file of weights, such as .*one\.pth"):
+        convert(tmp_path, tmp_path / "ours")
 
 
 def test_models_that_unilm_does_not_have(tmp_path):

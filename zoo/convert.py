@@ -64,7 +64,7 @@ def convert(
     visual tokenizers. Which it is shows in the names of the weights, the size in their shapes.
 
     Args:
-        source: A file, or a folder with a ``config.json``; with ``to``, a run folder.
+        source: A file, or a folder with one, perhaps beside its ``config.json``; with ``to``, a run folder.
         out: A folder that does not exist yet.
         *overrides: Settings of the model in the place of those that were inferred: ``"activation=gelu"``, ``"vocabulary=DIR"``.
         to: ``open_clip``, ``hf_clip``, ``hf_blip_retrieval``, ``hf_blip_captioning``, ``hf_blip_vqa`` or ``unilm``.
@@ -204,7 +204,7 @@ def _fit(model: Any, mapped: _bert_keys.Mapped, where: Path, window: tuple[int, 
     """
     own, state, resized = model.state_dict(), dict(mapped.state), ""
     for name, antialias in PLACES.items():
-        if name in own and name in state and own[name].shape != state[name].shape:
+        if name in own and name in state and own[name].ndim == state[name].ndim and own[name].shape != state[name].shape:
             resized = f"{tuple(state[name].shape)} to {tuple(own[name].shape)}"
             state[name] = resampled(state[name], own[name].shape[-2], antialias=antialias)
     if TABLE in own and TABLE in state:

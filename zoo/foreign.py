@@ -24,6 +24,7 @@ FOLDER_FILES = (  # of a folder, the first that is there
     "pytorch_model.bin",
     "open_clip_pytorch_model.bin",
 )
+ENDS = (".safetensors", ".pt", ".pth", ".bin")
 CONFIGS = ("config.json", "open_clip_config.json")
 
 
@@ -39,7 +40,8 @@ def read_foreign(path: str | Path) -> Foreign:
     """The weights in a file or folder of another program.
 
     Args:
-        path: A ``.safetensors``, ``.pt``, ``.pth`` or ``.bin`` file; or a folder with one, and with its ``config.json``.
+        path: A ``.safetensors``, ``.pt``, ``.pth`` or ``.bin`` file; or a folder with one of `FOLDER_FILES`, or with a single such file,
+            and perhaps with its ``config.json``.
 
     Raises:
         Failure: If a file is damaged.
@@ -49,9 +51,12 @@ def read_foreign(path: str | Path) -> Foreign:
     config: Mapping[str, Any] = {}
     if path.is_dir():
         found = [path / name for name in FOLDER_FILES if (path / name).is_file()]
+        found = found or [file for file in sorted(path.iterdir()) if file.suffix in ENDS and file.is_file()]
         if not found:
             there = ", ".join(sorted(p.name for p in path.iterdir())[:10]) or "nothing"
             raise ZooError(f"no weights in {path}, which holds {there}: there should be {' or '.join(FOLDER_FILES[:3])}")
+        if len(found) > 1 and found[0].name not in FOLDER_FILES:
+            raise ZooError(f"{path} holds {', '.join(file.name for file in found[:10])}: name the file of weights, such as {found[0]}")
         config, path = _config(path), found[0]
     elif not path.is_file():
         raise ZooError(f"no file or folder {path}: name one with weights, a .safetensors, .pt or .pth, or a folder with a config.json")
@@ -146,24 +151,26 @@ def layers(names: Iterable[str], prefix: str) -> int:
     return len({match[1] for name in names if (match := pattern.match(name))})
 
 
-def entry(state: Mapping[str, Tensor], name: str, where: Path) -> Tensor:
-    """What is under a name.
+def entry(state: Mapping[str, Tensor], name: str, where: Path, axes: int | None = None) -> Tensor:
+    """What is under a name, a tensor of that many axes; None: of any number.
 
     Raises:
-        ZooError: If nothing is.
+        ZooError: If nothing is, or a tensor of more or fewer.
     """
     if name not in state:
         raise ZooError(f"{where} has no {name}, and others of its model: the file is not whole")
+    if axes is not None and state[name].ndim != axes:
+        raise ZooError(f"{where}: {name} is of shape {tuple(state[name].shape)}, and should have {axes} axes: the file is damaged")
     return state[name]
 
 
-def side(places: int, where: Path) -> int:
-    """Of a square of that many patches.
+def side(places: int, name: str, where: Path) -> int:
+    """Of a square of that many patches, of which the tensor of that name has the positions.
 
     Raises:
         ZooError: If it is none.
     """
-    found = round(places**0.5)
-    if found * found != places:
-        raise ZooError(f"{where}: {places} positions of patches make no square")
+    found = round(max(places, 0) ** 0.5)
+    if found < 1 or found * found != places:
+        raise ZooError(f"{where}: {name}: {max(places, 0)} positions of patches make no square")
     return found

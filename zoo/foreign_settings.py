@@ -44,9 +44,9 @@ def bert_settings(program: Program, foreign: Foreign) -> tuple[str, dict[str, An
     state, said, where = foreign.state, SPELLINGS[program], foreign.path
     name, sizes = ("blip", blip.SIZES) if said.banked else ("albef", albef.SIZES)
     stem = said.encoder or said.decoder
-    rows, width = entry(state, f"{stem}embeddings.word_embeddings.weight", where).shape
-    places = len(entry(state, f"{stem}embeddings.position_embeddings.weight", where))
-    hidden = len(entry(state, f"{stem}encoder.layer.0.intermediate.dense.weight", where))
+    rows, width = entry(state, f"{stem}embeddings.word_embeddings.weight", where, 2).shape
+    places = len(entry(state, f"{stem}embeddings.position_embeddings.weight", where, 2))
+    hidden = len(entry(state, f"{stem}encoder.layer.0.intermediate.dense.weight", where, 2))
     blocks = layers(state, f"{stem}encoder.layer.")
     cross = [i for i in range(blocks) if f"{stem}encoder.layer.{i}.crossattention.self.query.weight" in state]
     sight = _sight(state, said.vision, where)
@@ -86,24 +86,25 @@ def clip_settings(program: str, foreign: Foreign) -> tuple[str, dict[str, Any]]:
     state, where, name = foreign.state, foreign.path, "coca" if program == "open_clip_coca" else "clip"
     hf, text = program == "hf_clip", "text." if "text.token_embedding.weight" in state else ""
     see, tower = ("vision_model.embeddings.", "text_model.embeddings.") if hf else ("visual.", text)
-    width, _, patch, _ = entry(state, see + ("patch_embedding.weight" if hf else "conv1.weight"), where).shape
-    grid = side(len(entry(state, see + ("position_embedding.weight" if hf else "positional_embedding"), where)) - 1, where)
-    rows, wide = entry(state, f"{tower}token_embedding.weight", where).shape
-    places = len(entry(state, tower + ("position_embedding.weight" if hf else "positional_embedding"), where))
+    width, _, patch, _ = entry(state, see + ("patch_embedding.weight" if hf else "conv1.weight"), where, 4).shape
+    seen = see + ("position_embedding.weight" if hf else "positional_embedding")
+    grid = side(len(entry(state, seen, where, 2)) - 1, seen, where)
+    rows, wide = entry(state, f"{tower}token_embedding.weight", where, 2).shape
+    places = len(entry(state, tower + ("position_embedding.weight" if hf else "positional_embedding"), where, 2))
     stems = (
         ("vision_model.encoder.layers.", "text_model.encoder.layers.")
         if hf
         else ("visual.transformer.resblocks.", f"{text}transformer.resblocks.")
     )
     inner = "0.mlp.fc1.weight" if hf else "0.mlp.c_fc.weight"
-    shape = (width, patch, layers(state, stems[0]), len(entry(state, stems[0] + inner, where)))
-    words = (wide, layers(state, stems[1]), len(entry(state, stems[1] + inner, where)))
+    shape = (width, patch, layers(state, stems[0]), len(entry(state, stems[0] + inner, where, 2)))
+    words = (wide, layers(state, stems[1]), len(entry(state, stems[1] + inner, where, 2)))
     size, pictures, texts = _clip_size(name, shape, words, where)
-    dim = len(entry(state, "text_projection.weight", where)) if hf else entry(state, f"{text}text_projection", where).shape[1]
+    dim = len(entry(state, "text_projection.weight", where, 2)) if hf else entry(state, f"{text}text_projection", where, 2).shape[1]
     _same_clip(foreign, hf, pictures.heads, texts.heads)
     settings: dict[str, Any] = {"size": size, "image_size": grid * patch, "vocab_size": rows, "dim": dim}
     if name == "coca":
-        queries = len(entry(state, "visual.attn_pool.query", where))
+        queries = len(entry(state, "visual.attn_pool.query", where, 2))
         return name, settings | {"length": places - 1, "queries": queries, "legacy_cls_mask": True}
     settings |= {"length": places, "activation": _activation(program, foreign.config)}
     if rows == CLIP_WORDS:
@@ -120,9 +121,9 @@ def vqkd_settings(foreign: Foreign) -> tuple[str, dict[str, Any]]:
         ZooError: As `bert_settings`.
     """
     state, where = foreign.state, foreign.path
-    width, _, patch, _ = entry(state, "encoder.patch_embed.proj.weight", where).shape
-    codes, code_dim = entry(state, CODES, where).shape
-    shape = (width, blocks_in(state, "encoder"), len(entry(state, "encoder.blocks.0.mlp.fc1.weight", where)), code_dim)
+    width, _, patch, _ = entry(state, "encoder.patch_embed.proj.weight", where, 4).shape
+    codes, code_dim = entry(state, CODES, where, 2).shape
+    shape = (width, blocks_in(state, "encoder"), len(entry(state, "encoder.blocks.0.mlp.fc1.weight", where, 2)), code_dim)
     has = {key: (of.width, of.layers, 4 * of.width, of.code_dim) for key, of in visual_tokenizer.SIZES.items()}
     size = next((key for key, own in has.items() if own == shape), None)
     if size is None:
@@ -130,8 +131,8 @@ def vqkd_settings(foreign: Foreign) -> tuple[str, dict[str, Any]]:
             f"{where}: its encoder and codes are {shape} (width, blocks, width inside, width of a code), and visual_tokenizer has no such "
             f"size (has: {', '.join(f'{key} {own}' for key, own in has.items())})"
         )
-    grid = side(entry(state, "encoder.pos_embed", where).shape[1] - 1, where)
-    taught = len(entry(state, "decode_task_layer.2.weight", where))
+    grid = side(entry(state, "encoder.pos_embed", where, 3).shape[1] - 1, "encoder.pos_embed", where)
+    taught = len(entry(state, "decode_task_layer.2.weight", where, 2))
     return "visual_tokenizer", {
         "size": size,
         "image_size": grid * patch,
@@ -201,9 +202,9 @@ def _sight(state: Mapping[str, Tensor], style: str, where: Path) -> Sight:
         if style == "transformers"
         else ("visual_encoder.", "patch_embed.proj.weight", "pos_embed", "blocks.", "mlp.fc1.weight")
     )
-    width, _, patch, _ = entry(state, stem + conv, where).shape
-    grid = side(entry(state, stem + place, where).shape[1] - 1, where)
-    return Sight(width, patch, layers(state, stem + blocks), grid * patch, len(entry(state, f"{stem}{blocks}0.{inner}", where)))
+    width, _, patch, _ = entry(state, stem + conv, where, 4).shape
+    grid = side(entry(state, stem + place, where, 3).shape[1] - 1, stem + place, where)
+    return Sight(width, patch, layers(state, stem + blocks), grid * patch, len(entry(state, f"{stem}{blocks}0.{inner}", where, 2)))
 
 
 def _encoder(sight: Sight, foreign: Foreign, where: Path) -> dict[str, Any]:

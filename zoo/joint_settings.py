@@ -20,9 +20,9 @@ PROGRAMS = ("vlmo", "beit", "beit3")
 
 def joint_program(state: Mapping[str, Tensor]) -> str | None:
     """Which of `PROGRAMS` wrote weights of these names; None: none."""
-    if "transformer.blocks.0.norm2_imag.weight" in state and "text_embeddings.word_embeddings.weight" in state:
+    if any(name.startswith("transformer.blocks.0.") and "_imag." in name for name in state):
         return "vlmo"
-    if "beit3.text_embed.weight" in state:
+    if any(name.startswith("beit3.") for name in state):
         return "beit3"
     return "beit" if "blocks.0.attn.relative_position_bias_table" in state and "blocks.0.mlp.fc1.weight" in state else None
 
@@ -93,17 +93,17 @@ def _headed(
     base = {"name": name, **settings}
     if "nlvr2_classifier.0.weight" in foreign.state or "head.dense1.weight" in foreign.state:
         return "nlvr2", {"base": base, "normed": name == "beit_3"}, mapped
-    return "vqa", {"base": base, "classes": len(state["answers.3.weight"])}, mapped
+    return "vqa", {"base": base, "classes": len(entry(foreign.state, f"{kept['answers.3']}.weight", foreign.path, 2))}, mapped
 
 
 def _vlmo(foreign: Foreign) -> dict[str, Any]:
     state, where = foreign.state, foreign.path
-    settings = _trunk(foreign, "transformer.", vlmo.SIZES, entry(state, "transformer.blocks.0.mlp_imag.fc1.weight", where))
+    settings = _trunk(foreign, "transformer.", vlmo.SIZES, entry(state, "transformer.blocks.0.mlp_imag.fc1.weight", where, 2))
     size, depth = vlmo.SIZES[settings["size"]], settings["layers"]
-    places = state.get("text_embeddings.position_embeddings.weight")
-    settings["length"] = size.length if places is None else len(places)
+    places = "text_embeddings.position_embeddings.weight"
+    settings["length"] = len(entry(state, places, where, 2)) if places in state else size.length
     settings["image_size"] = settings["patch"] * _grid(state, size, settings["length"], depth, where)
-    settings["vocab_size"] = len(entry(state, "text_embeddings.word_embeddings.weight", where))
+    settings["vocab_size"] = len(entry(state, "text_embeddings.word_embeddings.weight", where, 2))
     first = next((i for i in range(depth) if f"transformer.blocks.{i}.norm2_vl.weight" in state), depth)
     if first != max(0, size.first + depth - size.layers):
         settings["fusion"] = {"name": "mome", "from_layer": first}
@@ -112,11 +112,15 @@ def _vlmo(foreign: Foreign) -> dict[str, Any]:
 
 def _beit(foreign: Foreign) -> dict[str, Any]:
     state, where = foreign.state, foreign.path
-    settings = _trunk(foreign, "", vlmo.SIZES, entry(state, "blocks.0.mlp.fc1.weight", where))
+    settings = _trunk(foreign, "", vlmo.SIZES, entry(state, "blocks.0.mlp.fc1.weight", where, 2))
     size, depth, name = vlmo.SIZES[settings["size"]], settings["layers"], "blocks.0.attn.relative_position_bias_table"
-    rows, heads = entry(state, name, where).shape
+    rows, heads = entry(state, name, where, 2).shape
     if heads != size.heads or size.relative is None:
         raise ZooError(f"{where}: {name} is of {heads} heads, and vlmo of this width has {size.heads} and {_kind(size)} positions")
+    for number in range(1, depth):
+        other = f"blocks.{number}.attn.relative_position_bias_table"
+        if entry(state, other, where, 2).shape != (rows, heads):
+            raise ZooError(f"{where}: {other} is of shape {tuple(state[other].shape)}, and should be {(rows, heads)} as {name}")
     settings["image_size"] = settings["patch"] * _window(rows - 3, f"{name} of {rows} rows", where)
     return settings | {"fusion": {"name": "mome", "from_layer": depth}, "two_scale": False}
 
@@ -124,22 +128,22 @@ def _beit(foreign: Foreign) -> dict[str, Any]:
 def _beit3(foreign: Foreign) -> dict[str, Any]:
     state, where = foreign.state, foreign.path
     sizes = {name: of for name, of in beit_3.SIZES.items() if of.fusion == "multiway"}
-    width, _, patch, _ = entry(state, "beit3.vision_embed.proj.weight", where).shape
+    width, _, patch, _ = entry(state, "beit3.vision_embed.proj.weight", where, 4).shape
     fits = {name: of for name, of in sizes.items() if of.width == width}
     if not fits:
         raise ZooError(_no_size("beit_3", width, {name: of.width for name, of in sizes.items()}, foreign))
     name, of = next(iter(fits.items()))
-    hidden = len(entry(state, "beit3.encoder.layers.0.ffn.A.fc1.weight", where))
-    places = len(entry(state, _beit3_keys.TABLES[0], where)) - _beit3_keys.OFFSET - 1
-    settings: dict[str, Any] = {"size": name, "patch": patch, "image_size": patch * side(places, where)}
-    settings |= {"layers": layers(state, "beit3.encoder.layers."), "vocab_size": len(entry(state, "beit3.text_embed.weight", where))}
+    hidden = len(entry(state, "beit3.encoder.layers.0.ffn.A.fc1.weight", where, 2))
+    places, _ = (len(entry(state, table, where, 2)) - _beit3_keys.OFFSET - 1 for table in _beit3_keys.TABLES)
+    settings: dict[str, Any] = {"size": name, "patch": patch, "image_size": patch * side(places, _beit3_keys.TABLES[0], where)}
+    settings |= {"layers": layers(state, "beit3.encoder.layers."), "vocab_size": len(entry(state, "beit3.text_embed.weight", where, 2))}
     settings |= {"hidden": hidden} if hidden != of.hidden else {}
-    return settings | ({"codes": len(state["mim_head.weight"])} if "mim_head.weight" in state else {})
+    return settings | ({"codes": len(entry(state, "mim_head.weight", where, 2))} if "mim_head.weight" in state else {})
 
 
 def _trunk(foreign: Foreign, stem: str, sizes: Mapping[str, vlmo.Size], inside: Tensor) -> dict[str, Any]:
     """The size of this width, the side of a patch, and the blocks."""
-    width, _, patch, _ = entry(foreign.state, f"{stem}patch_embed.proj.weight", foreign.path).shape
+    width, _, patch, _ = entry(foreign.state, f"{stem}patch_embed.proj.weight", foreign.path, 4).shape
     fits = [name for name, of in sizes.items() if of.width == width]
     if not fits:
         raise ZooError(_no_size("vlmo", width, {name: of.width for name, of in sizes.items()}, foreign))
@@ -153,14 +157,13 @@ def _grid(state: Mapping[str, Tensor], size: vlmo.Size, length: int, depth: int,
     Raises:
         ZooError: If positions are not of the kind, or of the number, that this size has.
     """
-    table, absolute = state.get("relative_position_bias_table"), state.get("transformer.pos_embed")
-    if (size.relative is None) != (table is None) or (table is None) == (absolute is None):
+    table, absolute = "relative_position_bias_table", "transformer.pos_embed"
+    if (size.relative is None) != (table not in state) or (table in state) == (absolute in state):
         raise ZooError(f"{where}: vlmo of this width has {_kind(size)} positions, and these weights have others, or none")
-    if absolute is not None:
-        return side(absolute.shape[1] - 1, where)
-    assert table is not None
+    if absolute in state:
+        return side(entry(state, absolute, where, 3).shape[1] - 1, absolute, where)
     assert size.relative is not None
-    rows, columns = table.shape
+    rows, columns = entry(state, table, where, 2).shape
     if columns != depth * size.heads:
         raise ZooError(f"{where}: its table of relative positions is of {columns} heads, not {depth} times {size.heads}")
     longest = max(size.relative, length)

@@ -14,9 +14,7 @@ from zoo.errors import ZooError
 
 @app.command()
 def convert(
-    source: Annotated[
-        Path, typer.Argument(metavar="SOURCE", help="A .pt, .pth or .safetensors, a Hugging Face or open_clip folder; or RUN.")
-    ],
+    source: Annotated[Path, typer.Argument(metavar="SOURCE", help="A .pt, .pth or .safetensors, or a folder with one; or RUN.")],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="A new folder.")],
     settings: Annotated[
         list[str] | None,

@@ -125,8 +125,8 @@ def to_ours(theirs: Mapping[str, Tensor], table: Sequence[Entry]) -> Mapped:
     """Weights of another program by our names.
 
     Raises:
-        ZooError: If a parameter that the table knows is there in parts, is not finite, or is in two places with two values: BLIP's encoder
-            and decoder share most of theirs, but of a fine-tuning for questions and answers.
+        ZooError: If a parameter that the table knows is there in parts, or in parts of several shapes, is not finite, or is in two places
+            with two values: BLIP's encoder and decoder share most of theirs, but of a fine-tuning for questions and answers.
     """
     state: dict[str, Tensor] = {}
     absent: list[str] = []
@@ -136,7 +136,7 @@ def to_ours(theirs: Mapping[str, Tensor], table: Sequence[Entry]) -> Mapped:
         if broken := [name for place in places for name in place if name not in theirs]:
             raise ZooError(f"these weights have no {broken[0]}, and others of its layer: the file is not whole")
         used.update(name for place in places for name in place)
-        values = [theirs[place[0]] if len(place) == 1 else torch.cat([theirs[name] for name in place]) for place in places]
+        values = [_joined(theirs, place) for place in places]
         if not values:
             absent.append(entry.ours)
             continue
@@ -147,6 +147,21 @@ def to_ours(theirs: Mapping[str, Tensor], table: Sequence[Entry]) -> Mapped:
         state[entry.ours] = values[0].contiguous()
     dropped = {name: next((why for left, why in LEFT.items() if re.match(left, name)), "unknown") for name in theirs if name not in used}
     return Mapped(state, absent, dropped)
+
+
+def _joined(theirs: Mapping[str, Tensor], place: Sequence[str]) -> Tensor:
+    """What is in one place, its tensors one after the other.
+
+    Raises:
+        ZooError: If they are not of one shape.
+    """
+    parts = [theirs[name] for name in place]
+    if len(parts) == 1:
+        return parts[0]
+    if not parts[0].ndim or any(part.shape != parts[0].shape for part in parts):
+        told = ", ".join(f"{name} {tuple(part.shape)}" for name, part in zip(place, parts, strict=True))
+        raise ZooError(f"{told} are read as one weight, and should be of one shape: the file is damaged")
+    return torch.cat(parts)
 
 
 def to_theirs(ours: Mapping[str, Tensor], table: Sequence[Entry]) -> dict[str, Tensor]:

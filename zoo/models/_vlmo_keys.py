@@ -52,10 +52,10 @@ def from_unilm(theirs: Mapping[str, Tensor]) -> Mapped:
     state = dict(theirs)
     absolute = "transformer.pos_embed" in state
     kinds = state.get("token_type_embeddings.weight")
-    if kinds is not None and len(kinds) == 2:
+    if kinds is not None and kinds.ndim == 2 and len(kinds) == 2:
         state["token_type_embeddings.weight"] = torch.cat([kinds, kinds[1:]])
     if absolute:
-        state["transformer.pos_embed"] = state["transformer.pos_embed"][0]  # (1, 1 + P, D)
+        state["transformer.pos_embed"] = state["transformer.pos_embed"].squeeze(0)  # (1, 1 + P, D)
     return _explained(to_ours(state, entries(theirs, "transformer.blocks", absolute=absolute)))
 
 
