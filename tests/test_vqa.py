@@ -170,6 +170,20 @@ def test_relative_positions_of_smaller_pictures_or_other_texts_are_refused(tmp_p
             take_parts(model, [stage], [tmp_path])
 
 
+def test_a_folder_of_another_model_is_named(tmp_path):
+    save(build("beit_3", layers=2), tmp_path)
+    stage = Stage(folder=tmp_path, parts=("trunk",))
+    with pytest.raises(
+        ZooError, match=r"trunk\.\S+ is not there; \d+ more differ\): it holds a beit_3, and this recipe's model is a vlmo: name"
+    ):
+        take_parts(build("vlmo", layers=2), [stage], [tmp_path])
+    with pytest.raises(ZooError, match=r"'trunk' does not fit this model's \(trunk\.\S+ is not there.*\): write the settings of its model"):
+        take_parts(build("beit_3", layers=3), [stage], [tmp_path])
+    stage = Stage(folder=tmp_path, parts=("embed",))
+    with pytest.raises(ZooError, match=r"\(embed\.words\.weight is \(5000, 64\), and here \(6000, 64\)\)"):
+        take_parts(build("beit_3", layers=2, vocab_size=6000), [stage], [tmp_path])
+
+
 @pytest.mark.parametrize("base", BASES)
 def test_recomputed_activations_give_the_same_gradients(base):
     gradients = []

@@ -130,7 +130,7 @@ def _part(stage: Stage, part: str, whose: str, modules: Mapping[str, nn.Module])
     return modules[part]
 
 
-def take_parts(model: nn.Module, stages: Sequence[Stage], folders: Sequence[Path]) -> None:
+def take_parts(model: Any, stages: Sequence[Stage], folders: Sequence[Path]) -> None:
     """Copy the weights of each stage's parts into ``model``; a later stage has the last word.
 
     Where this model looks at larger pictures, positions of patches are resampled, and tables of relative ones resized.
@@ -141,7 +141,7 @@ def take_parts(model: nn.Module, stages: Sequence[Stage], folders: Sequence[Path
     modules = dict(model.named_modules())
     for stage, folder in zip(stages, folders, strict=True):
         state = load_file(folder / WEIGHTS)
-        drawn = json.loads((folder / ABOUT).read_text(encoding="utf-8")).get("drawn", ()) if (folder / ABOUT).is_file() else ()
+        about = json.loads((folder / ABOUT).read_text(encoding="utf-8")) if (folder / ABOUT).is_file() else {}
         for part in stage.parts:
             module = _part(stage, part, "this model", modules)
             given = {name.removeprefix(f"{part}."): tensor for name, tensor in state.items() if name.startswith(f"{part}.")}
@@ -151,11 +151,11 @@ def take_parts(model: nn.Module, stages: Sequence[Stage], folders: Sequence[Path
                     given[name] = resampled(given[name], own.shape[-2], antialias=PLACES[place])
             if isinstance(module, RelativePositions):
                 given |= _relative(stage, part, module, given, folder)
-            try:
-                module.load_state_dict(given)
-            except RuntimeError as e:  # names or shapes that differ
-                raise ZooError(f"init_from: {stage.source}: its {part!r} does not fit this model's ({_short(e)}): {_remedy(stage)}") from e
-            if bare := [name for name in drawn if name.startswith(f"{part}.")]:
+            if wrong := _misfit(part, module.state_dict(), given):
+                other = "" if stage.recipe is not None else _other(split_spec(about["spec"])[0], model.spec["name"])
+                raise ZooError(f"init_from: {stage.source}: its {part!r} does not fit this model's ({wrong}): {other}{_remedy(stage)}")
+            module.load_state_dict(given)
+            if bare := [name for name in about.get("drawn", ()) if name.startswith(f"{part}.")]:
                 logger.warning(
                     "init_from: %s: %d weights of its %r, such as %s, were drawn at random: what it was converted from had none",
                     *(stage.source, len(bare), part, bare[0]),
@@ -175,9 +175,21 @@ def _relative(stage: Stage, part: str, module: RelativePositions, given: Mapping
         raise ZooError(f"init_from: {stage.source}: its {part!r} does not fit this model's: {e}") from e
 
 
-def _short(error: RuntimeError) -> str:
-    said = str(error).strip().splitlines()[-1].strip()
-    return said if len(said) < 200 else f"{said[:200]} ..."
+def _misfit(part: str, own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> str:
+    """The first weight of a part that is not in both models in one shape, and how many more; "" where all are."""
+    wrong = [f"{part}.{name} is not there" for name in own if name not in given]
+    wrong += [f"{part}.{name} is only there" for name in given if name not in own]
+    for name in own:
+        if name in given and own[name].shape != given[name].shape:
+            wrong.append(f"{part}.{name} is {tuple(given[name].shape)}, and here {tuple(own[name].shape)}")
+    return "" if not wrong else wrong[0] if len(wrong) == 1 else f"{wrong[0]}; {len(wrong) - 1} more differ"
+
+
+def _other(theirs: str, own: str) -> str:
+    """What to say before the remedy where the model of a folder is another than this recipe's."""
+    if theirs == own:
+        return ""
+    return f"it holds a {theirs}, and this recipe's model is a {own}: name another folder; where both are to have that part, "
 
 
 def _remedy(stage: Stage) -> str:
