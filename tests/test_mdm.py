@@ -313,6 +313,9 @@ class TestRefusals:
     def test_folders_that_hold_no_tokenizer(self, tmp_path):
         with pytest.raises(ZooError, match=r"mdm\.tokenizer: no model in .*nowhere, which does not exist"):
             objective_of(joint(), str(tmp_path / "nowhere"))
+        for folder, recipe in (("runs/visual_tokenizer/none", "visual_tokenizer/none"), (str(tmp_path), "visual_tokenizer/emoji")):
+            with pytest.raises(ZooError, match=f"; train one first: zoo train {recipe}$"):
+                objective_of(joint(), folder)
         with pytest.raises(ZooError, match="holds a Clip, and patches are told by a visual_tokenizer"):
             objective_of(joint(), str(save(build("clip"), tmp_path / "clip")))
         with pytest.raises(ZooError, match=r"nothing was trained in .*untrained: its ids would mean nothing"):

@@ -16,7 +16,7 @@ from zoo.block_masks import block_masks
 from zoo.config import Fraction, Positive
 from zoo.errors import ZooError
 from zoo.freeze import freeze
-from zoo.hub import load
+from zoo.hub import ABOUT, load
 from zoo.objectives._shared import Shared, wide
 from zoo.pixels import Pixels, pixels_of, repainted
 from zoo.registry import register
@@ -199,7 +199,11 @@ class Mdm(nn.Module):
             with torch.device("cpu"):  # it has weights whatever is done with those of the model
                 found = load(self.folder)
         except ZooError as e:
-            raise type(e)(f"mdm.tokenizer: {e}") from e
+            if (Path(self.folder) / ABOUT).exists():
+                raise type(e)(f"mdm.tokenizer: {e}") from e
+            of = Path(self.folder).parts  # runs/visual_tokenizer/emoji is what visual_tokenizer/emoji leaves
+            recipe = f"visual_tokenizer/{of[2]}" if of[:2] == ("runs", "visual_tokenizer") and len(of) == 3 else "visual_tokenizer/emoji"
+            raise type(e)(f"mdm.tokenizer: {e}; train one first: zoo train {recipe}") from e
         if not isinstance(found, Tokenizing):
             raise ZooError(f"mdm.tokenizer: {self.folder} holds a {type(found).__name__}, and patches are told by a visual_tokenizer")
         if not found.trained:
